@@ -216,7 +216,12 @@ class Pushes:
         if names.is_new(name, push.push_id):
             return self._new_run(push, now)
         run = self._book.run_named(name)
-        if run is None or named is None or len(named) > len(push.definitions) or not names.lacks(name, push.push_id, named):
+        if (
+            run is None
+            or named is None
+            or len(named) > len(push.definitions)
+            or not names.lacks(name, push.push_id, named)
+        ):
             return None
         return RunImage(run.row, [], is_part=True)
 
