@@ -2,10 +2,11 @@
 # ruff: noqa: B904, RUF005, SIM105, UP006, UP031, UP035, UP045
 """The gate of a datastore: sshd starts it on the datastore's machine; it serves one connection and ends with it.
 
-    python3 -IS gate.py --root DIR [--until EPOCH_S] boss | worker NAME
+    python3 -IS gate.py --root DIR [--until EPOCH_S] boss | client | worker NAME
 
-A worker reads the root and writes below `.ecloud/staging/NAME/`; the boss also publishes. The gate ignores the command
-that the client asks sshd to run. One file, standard library only, Python 3.6: it is copied to a machine that has
+A worker reads the root and writes below `.ecloud/staging/NAME/`. A client (a user's program) reads the root, writes
+below `.ecloud/staging/put/`, and publishes what is there. The boss may do everything. The gate ignores the command that
+the peer asks sshd to run. One file, standard library only, Python 3.6: it is copied to a machine that has
 nothing else.
 
 A frame is `!II` (length of a JSON object, length of the bytes that follow it) and these two. Frames are answered in
@@ -51,6 +52,8 @@ AWAY = frozenset([
 ])  # fmt: skip
 OURS = b".ecloud"
 STAGING = (OURS, b"staging")
+PEOPLES = "put"
+"""The directory of all stages of users' uploads, below the staging directory."""
 SUM = "user.ecloud.sum"
 SUM_FORMAT = struct.Struct("!QQ32s")
 """Size, mtime in ns and SHA-256 of a file when it was written: valid while size and mtime are unchanged."""
@@ -652,7 +655,7 @@ def write_all(handle: int, data: memoryview) -> None:
 
 
 class Publishing(Staging):
-    """Requests of the boss alone."""
+    """Requests of the boss, and of clients except for `remove` and `stages`."""
 
     def promote(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """promotions: [stage, [[path, kind, size, SHA-256 or a link's target]]] -> null or a sentence each
@@ -931,14 +934,17 @@ def working() -> None:
 class Gate:
     """One client's connection."""
 
-    def __init__(self, frames: Frames, root: str, owner: Optional[str], until_s: float) -> None:
+    def __init__(self, frames: Frames, root: str, role: str, name: str, until_s: float) -> None:
         self.frames = frames
         self.until_s = until_s
         self.tree = Tree(root)
-        self.actor = Publishing(self.tree, None) if owner is None else Staging(self.tree, owner)
+        owner = {"boss": None, "client": PEOPLES}.get(role, name)
+        self.actor = Staging(self.tree, owner) if role == "worker" else Publishing(self.tree, owner)
         plain = ["stat", "get", "get_many", "list", "free", "part", "staged", "drop_stage"]
-        if owner is None:
-            plain += ["promote", "remove", "stages"]
+        if role != "worker":
+            plain.append("promote")
+        if role == "boss":
+            plain += ["remove", "stages"]
         self.verbs: Dict[str, Callable[..., Any]] = {name: getattr(self.actor, name) for name in plain}
 
     def serve(self) -> int:
@@ -994,8 +1000,10 @@ def main(argv: List[str]) -> int:
     while rest and rest[0] in options and len(rest) > 1:
         options[rest[0]] = rest[1]
         rest = rest[2:]
-    if not options["--root"] or not (rest == ["boss"] or (len(rest) == 2 and rest[0] == "worker" and rest[1])):
-        sys.stderr.write("usage: gate.py --root DIR [--until EPOCH_S] boss | worker NAME\n")
+    if not options["--root"] or not (
+        rest in (["boss"], ["client"]) or (len(rest) == 2 and rest[0] == "worker" and rest[1])
+    ):
+        sys.stderr.write("usage: gate.py --root DIR [--until EPOCH_S] boss | client | worker NAME\n")
         return 2
     # Nothing but frames may go to the client.
     sink = os.dup(1)
@@ -1008,14 +1016,12 @@ def main(argv: List[str]) -> int:
     os.umask(0o022)
     FRAMES = Frames(os.fdopen(os.dup(0), "rb", 1 << 18), sink)
     hello = {"gate": VERSION, "role": rest[0], "name": rest[-1], "clock_s": time.time(), "pid": os.getpid()}
-    hello["can"] = ["staged"]  # what earlier gates of this version lack
+    hello["can"] = ["staged", "client"]  # what earlier gates of this version lack
     hello["python"] = "%d.%d.%d" % sys.version_info[:3]
     try:
         os.write(sink, MAGIC)
         FRAMES.write(hello)
-        return Gate(
-            FRAMES, options["--root"], None if rest[0] == "boss" else rest[1], float(options["--until"])
-        ).serve()
+        return Gate(FRAMES, options["--root"], rest[0], rest[-1], float(options["--until"])).serve()
     except BrokenPipeError:
         return 0
 

@@ -25,11 +25,13 @@ from boss.core.model.effects import (
     PromoteFiles,
     RemoveFiles,
     SelectTasks,
+    SignClientKey,
     SignKey,
     StartVm,
     VisitVm,
 )
 from boss.core.model.events import (
+    ClientKeySigned,
     DatastoreFailed,
     Event,
     FilesPromoted,
@@ -48,7 +50,7 @@ from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store.store import CommitRefused, StoreAway
 from datastore.port import DatastoreAway
 from ecloud.model.boot_diagnosis import Visit
-from ecloud.model.wire import CallEnded, CallValue
+from ecloud.model.wire import CallEnded, CallValue, DatastoreAccess
 from sim.checker import Checker
 from sim.cloud import LATE_S, Cloud, Refused, host_key
 from sim.datastore import Datastore
@@ -64,6 +66,8 @@ SLOW_COMMIT_S = 8.0
 ARRIVES = 0.3
 """Probability that a call for a VM reaches the cloud although its answer is lost."""
 CERTIFICATE_LIVES_S = (8.0, 60.0)
+OVER_SSH = DatastoreAccess("files@host:/root", host_key="a host key")
+"""The datastore of those worlds in which it is another machine."""
 
 
 def certificate(public_key: str, until: float) -> str:
@@ -231,10 +235,19 @@ class BossCalls:
                 return None
             lives_s = self._world.random.uniform(*CERTIFICATE_LIVES_S)
             return KeySigned(call.worker, certificate(call.public_key, self._world.now + lives_s), lives_s)
+        if isinstance(call, SignClientKey):
+            return self._sign_for_client(call)
         try:
             return self._to_datastore(call)
         except DatastoreAway as error:
             return None if isinstance(call, (DropStages, RemoveFiles)) else DatastoreFailed(call, str(error))
+
+    def _sign_for_client(self, call: SignClientKey) -> Event | None:
+        if self._world.fault("sign_lost", self._faults.sign_lost):
+            return None if self._world.random.random() < 0.5 else DatastoreFailed(call, "its clock cannot be read")
+        lives_s = self._world.random.uniform(*CERTIFICATE_LIVES_S)
+        signed = certificate(call.public_key, self._world.now + lives_s)
+        return ClientKeySigned(call.client, call.request_id, OVER_SSH.address, signed, lives_s)
 
     def _to_datastore(self, call: Call) -> Event | None:
         datastore = self._places.datastore

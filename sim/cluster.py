@@ -14,7 +14,7 @@ from boss.core.model.config import BossConfig, PoolConfig
 from ecloud.model.tasks import Resources
 from ecloud.model.wire import BATCH_BYTES, DatastoreAccess
 from sim import faults as faults_of
-from sim.boss_ports import Places
+from sim.boss_ports import OVER_SSH, Places
 from sim.boss_shell import BossProcess
 from sim.checker import Checker
 from sim.cloud import Cloud
@@ -142,7 +142,7 @@ class Cluster:
         over_ssh = chance.random() < 0.3
         heartbeat_s = chance.uniform(1.0, 3.0)
         return BossConfig(
-            datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
+            datastore=OVER_SSH if over_ssh else DatastoreAccess(""),
             heartbeat_s=heartbeat_s if self.size.heartbeat_s is None else self.size.heartbeat_s,
             lease_s=chance.uniform(8.0, 15.0),
             heartbeats_per_s=random.Random(self.world.seed + 11).choice((0.5, 1.0, 150.0)),

@@ -37,7 +37,7 @@ INVARIANTS: dict[str, str] = {
     "resources": "a worker never uses more than it has, and assigns a GPU to one attempt at a time",
     "machine": "the workers of one machine together never use more than it has",
     "prepared": "no task starts in a worker process before the init tasks of its run succeeded there",
-    "access": "a worker accesses the datastore only with its own valid certificate",
+    "access": "a worker or client gets certificates for its own key only, and accesses the datastore with a valid one",
     "outlived": "no attempt is given to a worker that has less time left than its task states as its run time",
     "lease": "no worker is recorded as lost while a lease that the boss confirmed is valid",
     "killed": "a worker that an operator killed gets no further attempt, and leaves",

@@ -28,6 +28,7 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients import pushes
+from boss.core.clients.datastore_access import AccessForClients
 from boss.core.clients.pushes import Pushes
 from boss.core.model import machine as machine_model
 from boss.core.model.arrays import Array
@@ -623,6 +624,18 @@ MUTANTS: dict[str, Mutant] = {
         "a certificate for each worker's own key: all get the one that was signed first",
         ("access",),
         ((Access, "on_signed", mutations.gives_one_certificate_to_all),),
+    ),
+    "client-certificate": Mutant(
+        "a certificate for each client's own key: all get the one that was signed first",
+        ("access",),
+        ((AccessForClients, "on_signed", mutations.gives_one_certificate_to_clients),),
+        size=EXTENDED,
+    ),
+    "client-access": Mutant(
+        "signing again what was not answered: a client whose signature was lost waits for ever",
+        ("settles",),
+        ((AccessForClients, "on_request", mutations.signs_once),),
+        size=EXTENDED,
     ),
     "forgetting": Mutant(
         "forgetting answered requests: queries about pushes are remembered for ever",

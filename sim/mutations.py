@@ -17,6 +17,7 @@ from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
+from boss.core.clients.datastore_access import AccessForClients
 from boss.core.clients.pushes import Pushes
 from boss.core.model.arrays import Array
 from boss.core.model.cloud_vms import CloudState
@@ -384,6 +385,20 @@ def gives_one_certificate_to_all(true: Any) -> Any:
         true(self, name, self.__dict__.setdefault("_first_signed", certificate), lives_s, now)
 
     return on_signed
+
+
+def gives_one_certificate_to_clients(true: Any) -> Any:
+    def on_signed(self: AccessForClients, client: str, about: str, address: str, certificate: str, s: float) -> None:
+        true(self, client, about, address, self.__dict__.setdefault("_first_signed", certificate), s)
+
+    return on_signed
+
+
+def signs_once(true: Any) -> Any:
+    def on_request(self: AccessForClients, client: Any, request: Any, now: float) -> None:
+        true(self, client, request, 0.0)
+
+    return on_request
 
 
 def succeeds_before_publishing(true: Any) -> Any:

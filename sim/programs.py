@@ -34,6 +34,8 @@ from sim.world import World
 
 PUSHES = (2, 14)
 """Range of the number of pushes of a program."""
+ACCESSES = (0, 2)
+"""Range of how often a program requests access to the datastore."""
 WINDOW = 3
 """Pushes of a program that wait for their answers at a time."""
 ASK_AGAIN_S = 5.0
@@ -61,12 +63,14 @@ class Programs:
         if not size.runs[1] or chance.random() >= size.programs:
             return
         for number in range(chance.choice((1, 1, 2))):
-            program = Program(f"p{number + 1}", world, network)
+            program = Program(f"p{number + 1}", world, network, checker)
             self.clients.append(program)
             run = chance.choice(("run0", "run0", "grown"))
             when = chance.uniform(0.0, size.troubled_s / 2)
             if chance.random() < 0.5:
                 world.after(when, partial(program.ask, f"watch-{program.name}", "watch", run=run, calls=True))
+            for _ in range(chance.randint(*ACCESSES)):
+                world.after(chance.uniform(0.0, size.troubled_s), program.open_datastore)
             for _ in range(chance.randint(*PUSHES)):
                 world.after(when, partial(self._push, program, run))
                 when += chance.expovariate(1 / 1.5)
@@ -182,8 +186,10 @@ class Program(Client):
 
     window = WINDOW
 
-    def __init__(self, name: str, world: World, network: Network) -> None:
+    def __init__(self, name: str, world: World, network: Network, checker: RunChecker) -> None:
         super().__init__(name, world, network)
+        self._checker = checker
+        self._accesses = 0
         self.pending: dict[str, str] = {}
         """Runs of the calls that it waits for, by id."""
         self._pushed: dict[str, tuple[str, list[str]]] = {}
@@ -198,6 +204,12 @@ class Program(Client):
         """Push these tasks."""
         self._pushed[push_id] = (options.run, [task.id for task in tasks if task.call is not None])
         self.push(push_id, options, tasks)
+
+    def open_datastore(self) -> None:
+        """Request access to the datastore with a new key."""
+        self._accesses += 1
+        key = f"open-{self.name}-{self._accesses}"
+        self.ask(key, "open_datastore", public_key=key)
 
     def lacks(self, tables: Tables) -> list[str]:
         """Calls that ended, without the program's knowledge."""
@@ -220,6 +232,9 @@ class Program(Client):
         if isinstance(message, wire.RunAccepted) and message.push_id in self._pushed:
             run, ids = self._pushed.pop(message.push_id)
             self.pending.update(dict.fromkeys(ids, run))
+        elif isinstance(message, wire.RequestDone) and message.request_id.startswith("open-"):
+            granted = msgspec.json.decode(message.text, type=wire.DatastoreGranted)
+            self._checker.on_granted(self.name, message.request_id, granted.datastore.credential)
         elif isinstance(message, wire.CallsEnded):
             for call in message.calls:
                 if message.request_id == self._request:

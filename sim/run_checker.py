@@ -79,6 +79,12 @@ class RunChecker:
         self._rejected.add(message.push_id)
         return True
 
+    def on_granted(self, client: str, public_key: str, credential: str) -> None:
+        """Check that the boss signed the key that the client sent."""
+        self.looked["access"] += 1
+        if credential.partition(" ")[0] != public_key:
+            raise Violation("access", f"{client} gets {credential!r} for its key {public_key!r}")
+
     def on_calls(self, boss: str, message: CallsEnded) -> None:
         """Check that the values of calls are those of recorded attempts."""
         for call in message.calls:

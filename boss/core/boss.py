@@ -24,19 +24,30 @@ from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.alerts import Alerts
 from boss.core.clients.calls import Calls
+from boss.core.clients.datastore_access import AccessForClients
 from boss.core.clients.pushes import Pushes
 from boss.core.clients.requests import Requests
 from boss.core.clients.unrunnable import Unrunnable
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.why_ready import WhyReady
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import Effects, FindResults, LeadAbove, ListStages, PromoteFiles, RemoveFiles, TellPerson
+from boss.core.model.effects import (
+    Effects,
+    FindResults,
+    LeadAbove,
+    ListStages,
+    PromoteFiles,
+    RemoveFiles,
+    SignClientKey,
+    TellPerson,
+)
 from boss.core.model.events import (
     AttemptsDeclared,
     BatchRefused,
     BrokerFound,
     BrokerLost,
     CallsLoaded,
+    ClientKeySigned,
     DatastoreFailed,
     DatastoreUsed,
     Event,
@@ -161,9 +172,11 @@ class Boss:
         self.calls = Calls(self._outbox, self.book, self.clients)
         self.call_values = ValuesForWorkers(self._outbox, self.fleet, config.values_bytes)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation, self.calls)
+        self.access_for_clients = AccessForClients(self._outbox, self.access, self.clients)
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.autoscaler, self.watchers,
-            self.access, self.clients, self._forget_client, why_ready, self.revoked_keys, self.calls,
+            self.access, self.access_for_clients, self.clients, self._forget_client, why_ready, self.revoked_keys,
+            self.calls,
         )  # fmt: skip
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
         self._phases = self._list_phases()
@@ -256,6 +269,8 @@ class Boss:
                 self.access.on_used(address, now)
             case KeySigned(worker, certificate, lives_s):
                 self.access.on_signed(worker, certificate, lives_s, now)
+            case ClientKeySigned(client, request_id, address, certificate, lives_s):
+                self.access_for_clients.on_signed(client, request_id, address, certificate, lives_s)
             case VmStarted(vm_no, cloud_id):
                 self.vms.on_started(vm_no, cloud_id, now)
             case VmRefused(vm_no, reason, retry_s, cause):
@@ -418,6 +433,9 @@ class Boss:
         kind = "promote" if isinstance(call, PromoteFiles) else "find"
         if isinstance(call, ListStages):
             return  # the next sweep asks again
+        if isinstance(call, SignClientKey):
+            self.access_for_clients.on_failed(call, reason)
+            return
         self.attempts.on_promotion_delayed(call.promotions if isinstance(call, PromoteFiles) else (), reason)
         backoff_s = DATASTORE_BACKOFF.wait_s(self._failures[kind])
         self._failures[kind] += 1

@@ -22,6 +22,7 @@ from boss.core.model.effects import (
     Promote,
     PromoteFiles,
     RemoveFiles,
+    SignClientKey,
     SignKey,
     StartVm,
     TellPerson,
@@ -29,6 +30,7 @@ from boss.core.model.effects import (
     VisitVm,
 )
 from boss.core.model.events import (
+    ClientKeySigned,
     DatastoreFailed,
     DatastoreUsed,
     Event,
@@ -60,6 +62,7 @@ from boss.shell.storage import Storage
 from boss.store.statements import StoreAway
 from datastore.existing import existing
 from datastore.port import BadName, DatastoreAway, Entry, Promotion, Publisher
+from datastore.problem import PartAway
 from datastore.ssh.datastore import SshDatastore
 
 log = logging.getLogger("boss")
@@ -157,6 +160,8 @@ class Calls:
                 return None
             if isinstance(call, SignKey):
                 return KeySigned(call.worker, *self._storage.sign(call.worker, call.public_key, call.refused))
+            if isinstance(call, SignClientKey):
+                return self._sign_for_client(call)
             datastore = self._storage.publisher
             if isinstance(call, PromoteFiles):
                 return self._promote(datastore, call)
@@ -183,6 +188,14 @@ class Calls:
                 return None
             return DatastoreFailed(call, str(error))
         return None
+
+    def _sign_for_client(self, call: SignClientKey) -> Event:
+        address = self._storage.access.address
+        try:
+            signed = self._storage.sign_for_client(call.client, call.public_key)
+        except (PartAway, ValueError) as error:
+            return DatastoreFailed(call, str(error))
+        return ClientKeySigned(call.client, call.request_id, address, *signed)
 
     def _look_at_free_space(self) -> None:
         """Report free space over SSH, rarely and only together with another call. For a directory, users can check
@@ -325,6 +338,6 @@ def _unexpected(call: Call, error: Exception) -> Event | None:
         return VmRefused(call.vm_no, text, RETRY_S)
     if isinstance(call, AskRoom):
         return RoomSeen(call.pool, None)
-    if isinstance(call, (PromoteFiles, FindResults)):
+    if isinstance(call, (PromoteFiles, FindResults, SignClientKey)):
         return DatastoreFailed(call, text)
     return None

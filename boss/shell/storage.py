@@ -1,4 +1,4 @@
-"""The boss's datastore: its address, the connection with the boss's key, and the workers' certificates."""
+"""The boss's datastore: its address, the connection with the boss's key, and certificates for workers and clients."""
 
 from __future__ import annotations
 
@@ -56,13 +56,26 @@ class Storage:
 
         Raises `KeyToolFailed`, `DatastoreAway` if files are in a directory, and `ValueError` for an invalid key.
         """
+        return self._sign(public_key, worker, refused, "worker", worker)
+
+    def sign_for_client(self, client: str, public_key: str) -> tuple[str, float]:
+        """As `sign`, for a client's key. Raises `DatastoreAway` also if the datastore's gate is too old."""
+        publisher, address = self._publisher, self.access.address
+        if isinstance(publisher, SshDatastore) and "client" not in str(publisher.hello().get("can")):
+            raise DatastoreAway(
+                f"the gate of the datastore {address} is from an earlier version, which admits no clients",
+                f"on the boss's machine: python admin.py set_datastore {address}",
+            )
+        return self._sign(public_key, client, False, "client")
+
+    def _sign(self, public_key: str, name: str, refused: bool, *who: str) -> tuple[str, float]:
         address = self.access.address
         if not is_ssh(address):
             raise DatastoreAway(f"files are in {address} now: access to it needs no signature")
         ahead_s, is_sure = self._clock.ahead_s(anew=refused)
         until_s = time.time() + ahead_s + LIVES_S
-        command = gate_command(self._python, self._gate, SshAddress.parse(address).root, worker, until_s)
-        certificate = authority(self._home, self._cluster_id).sign(public_key, worker, command, LIVES_S, ahead_s)
+        command = gate_command(self._python, self._gate, SshAddress.parse(address).root, *who, until_s=until_s)
+        certificate = authority(self._home, self._cluster_id).sign(public_key, name, command, LIVES_S, ahead_s)
         return certificate, LIVES_S if is_sure else min(LIVES_S, UNSURE_S)
 
 

@@ -56,12 +56,13 @@ class Access:
     gate: str = ""
 
 
-def gate_command(python: str, gate: str, root: str, name: str | None = None, until_s: float | None = None) -> str:
-    """The shell command that starts the gate: for the worker `name`, or for the boss. `until_s`: epoch seconds."""
+def gate_command(python: str, gate: str, root: str, *who: str, until_s: float | None = None) -> str:
+    """The shell command that starts the gate. `who`: `boss`, `client`, or `worker` and its name. `until_s`: epoch
+    seconds."""
     words = ["exec", python, "-IS", gate, "--root", root]
     if until_s is not None:
         words += ["--until", str(int(until_s))]
-    return shlex.join([*words, "boss"] if name is None else [*words, "worker", name])
+    return shlex.join([*words, *who])
 
 
 def ssh_command(address: SshAddress, access: Access) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from datastore.directory import DirectoryDatastore
@@ -19,6 +20,7 @@ from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
 from ecloud.cli.progress import transfer
 from ecloud.cli.tables import print_json, print_table
+from ecloud.client.granted_access import AskForAccess, GrantedAccess
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh, open_publisher
 from ecloud.config.settings import Settings, load_settings
 from ecloud.formats.scaled import initial_input_bytes
@@ -34,17 +36,25 @@ SAME_TIME_S = 1.0
 """Tolerance of modification times, which may be stored in whole seconds."""
 
 
-def open_datastore(settings: Settings, address: str, is_made: bool | None = None) -> Publisher:
-    """Open the datastore at `address`, over SSH with the boss's own key. `is_made`: a boss has made its directory, so
-    it must exist on this machine; by default true if `$ECLOUD_ACCESS` is set. Raises `Problem`, `DatastoreAway`."""
-    if is_made is None:
-        is_made = bool(os.environ.get("ECLOUD_ACCESS"))
+def open_datastore(
+    settings: Settings, address: str, ask: AskForAccess | None = None, is_far: bool | None = None
+) -> Publisher:
+    """Open the datastore at `address`. `is_far`: the boss may be on another machine, so its directory must exist here,
+    and over SSH the boss grants access through `ask`; by default true if `$ECLOUD_ACCESS` is set. On the boss's
+    machine its own key opens the datastore. Raises `Problem`, `DatastoreAway`."""
+    if is_far is None:
+        is_far = bool(os.environ.get("ECLOUD_ACCESS"))
     if not is_ssh(address):
-        if is_made and not (directory_of(address) / STAGING).is_dir():
+        if is_far and not (directory_of(address) / STAGING).is_dir():
             # The boss is elsewhere. Making the directory here would put the files where no worker sees them.
             text = f"this machine does not have the datastore {address}"
-            raise DatastoreAway(text, "mount it, or run this on the boss's machine")
+            advice = (
+                "mount it, run this on the boss's machine, or use a datastore over SSH (python admin.py set_datastore)"
+            )
+            raise DatastoreAway(text, advice)
         return open_publisher(settings.home_directory, address)
+    if is_far and ask is not None:
+        return GrantedAccess(ask).opened()
     notes = queries.context(app.database(settings))
     if notes.get("datastore_address") != address:
         raise Problem(
@@ -291,8 +301,14 @@ def datastore_address(settings: Settings, context: dict[str, str]) -> str:
 
 
 def own_datastore() -> Publisher:
-    """Open the datastore of the cluster that the settings describe. Raises `Problem`, `DatastoreAway`."""
+    """Open the datastore of the cluster that the settings describe, or of that which `$ECLOUD_ACCESS` names. Raises
+    `Problem`, `DatastoreAway`."""
     settings = load_settings()
+    if os.environ.get("ECLOUD_ACCESS"):
+        open_until_exit = ExitStack()
+        atexit.register(open_until_exit.close)
+        client = open_until_exit.enter_context(app.boss(settings))
+        return open_datastore(settings, client.datastore_address, client.request)
     context = {} if settings.datastore else queries.context(app.database(settings))
     return open_datastore(settings, datastore_address(settings, context))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from datastore.port import DatastoreAway
+from datastore.port import DatastoreAway, Publisher
 from datastore.problem import DONE, INTERRUPTED, NOT_ALL_SUCCEEDED, Problem
 from ecloud.cli import app
 from ecloud.cli.run_summary import tell_end
@@ -130,8 +130,8 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
         try:
             if wish.after is not None:
                 _wait_for_end(wish.after, client)
-            _prepare(wish, tasks, settings, client.datastore_address)
-            tasks = _with_short_bodies(tasks, settings, client.datastore_address)
+            _prepare(wish, tasks, settings, client)
+            tasks = _with_short_bodies(tasks, settings, client)
             accepted = _hand_over(wish, tasks, client, progress)
             stale = _look_for_stale(wish, accepted, client, settings)
             if stale is not None and stale.redone:
@@ -162,7 +162,8 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
 
                 print_json({"run": accepted.run, "states": {}, "dropped": True, "error": str(dropped)})
             raise
-    return tell_end(tasks, accepted, last, progress, wish.as_json, settings, client.datastore_address)
+        progress.close()
+        return tell_end(tasks, accepted, last, progress, wish.as_json, settings, client)
 
 
 def _wait_for_end(run: str, client: Client) -> None:
@@ -176,14 +177,14 @@ def _wait_for_end(run: str, client: Client) -> None:
             print(f"waiting for run {run} to end", file=sys.stderr, flush=True)
 
 
-def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
+def _prepare(wish: Wish, tasks: TaskList, settings: Settings, client: Client) -> None:
     """Upload or make files that must be in the datastore before the tasks."""
     if wish.upload is None and not tasks.uploads and not (wish.source.scale is not None and tasks.initial_inputs):
         return
     from ecloud.cli.files import make_initial_inputs, open_datastore, upload
     from ecloud.model.text import counted
 
-    datastore = open_datastore(settings, address)
+    datastore = open_datastore(settings, client.datastore_address, client.request)
     if wish.upload is not None:
         sent, there = upload(Path(wish.upload), datastore)
         print(f"uploaded {counted(sent, 'file')}, {there:,} were there", file=sys.stderr)
@@ -195,14 +196,15 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
         print(f"made {made:,} initial input files", file=sys.stderr)
 
 
-def _with_short_bodies(tasks: TaskList, settings: Settings, address: str) -> TaskList:
+def _with_short_bodies(tasks: TaskList, settings: Settings, client: Client) -> TaskList:
     """The list for a cluster whose broker and database may take short messages and rows only."""
     from ecloud.cli.files import open_datastore
     from ecloud.cli.long_bodies import move_long_bodies
 
-    return msgspec.structs.replace(
-        tasks, tasks=move_long_bodies(tasks.tasks, lambda: open_datastore(settings, address))
-    )
+    def opened() -> Publisher:
+        return open_datastore(settings, client.datastore_address, client.request)
+
+    return msgspec.structs.replace(tasks, tasks=move_long_bodies(tasks.tasks, opened))
 
 
 def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:
@@ -307,13 +309,13 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         Client(cluster.start(), progress.trouble, cluster.require) as client,
     ):
         client.connect()
-        _prepare(wish, tasks, cluster.settings, client.datastore_address)
+        _prepare(wish, tasks, cluster.settings, client)
         accepted = _hand_over(wish, tasks, client, progress)
         last = _watch(client, accepted, progress, _Pages(cluster, progress, wish.monitor).look)
         progress.close()
         output = _kept_output(cluster, last.run, Path(wish.datastore or DEFAULT_DATASTORE))
         return tell_end(
-            tasks, accepted, last, progress, wish.as_json, cluster.settings, client.datastore_address, output,
+            tasks, accepted, last, progress, wish.as_json, cluster.settings, client, output,
             is_removed=True,
         )  # fmt: skip
 

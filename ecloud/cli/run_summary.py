@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from ecloud.cli.progress import Progress
+    from ecloud.client.client import Client
     from ecloud.config.settings import Settings
     from ecloud.formats import TaskList
     from ecloud.model.tasks import TaskDefinition
@@ -61,14 +62,14 @@ def tell_end(
     progress: Progress,
     as_json: bool,
     settings: Settings,
-    address: str,
+    client: Client,
     output: Path | None = None,
     is_removed: bool = False,
 ) -> int:
     """Print the final table or one JSON document; returns the exit code.
 
-    `address`: of the datastore. `is_removed`: the cluster ends with this command, so that no other one can show more;
-    `output`: the file with its tasks' output, if there was any.
+    `client`: the conversation with the boss. `is_removed`: the cluster ends with this command, so that no other one can
+    show more; `output`: the file with its tasks' output, if there was any.
     """
     from ecloud.db.database import DatabaseAway, SchemaWrong
     from ecloud.queries.status import NoSuchRun, failures, open_database
@@ -88,13 +89,19 @@ def tell_end(
         from ecloud.cli.tables import print_json
         from ecloud.model.text import visible
 
-        report = {"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address}
+        report = {
+            "run": last.run,
+            "states": last.states,
+            "failed": failed,
+            "held": last.held,
+            "datastore": client.datastore_address,
+        }
         print_json({**report, **msgspec.structs.asdict(shares)})
         if last.held:
             print(f"held: {visible(last.held)}", file=sys.stderr)
         return code
     _print_end(last, progress, failed, aborted, shares, output, is_removed)
-    _print_results(tasks, last.run, shares, settings, address)
+    _print_results(tasks, last.run, shares, settings, client)
     return code
 
 
@@ -135,7 +142,7 @@ def _print_end(
         print(f"what the tasks printed: {output}")
 
 
-def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings, address: str) -> None:
+def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings, client: Client) -> None:
     """Print the paths of the results, those of the last tasks first, since users usually want these."""
     from ecloud.cli.files import open_datastore
     from ecloud.model.text import byte_size, visible
@@ -144,7 +151,8 @@ def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings
     if not paths:
         return
     with contextlib.suppress(Exception):
-        found = open_datastore(settings, address).stat(paths[:RESULTS_LOOKED_AT])
+        address = client.datastore_address
+        found = open_datastore(settings, address, client.request).stat(paths[:RESULTS_LOOKED_AT])
         there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
         if shares.earlier:
             _warn_of_missing([path for path, entry in zip(paths, found) if entry is None], run)

@@ -148,7 +148,7 @@ def _accepts_workers(
     """Whether sshd accepts a certificate like those of workers for the gate."""
     with tempfile.TemporaryDirectory(prefix="ecloud-") as directory:
         place = Path(directory)
-        command = gate_command(installed.python, installed.gate, address.root, "probe")
+        command = gate_command(installed.python, installed.gate, address.root, "worker", "probe")
         certificate = place / "certificate.pub"
         public = make_key(place / "key", "probe")
         certificate.write_text(authority(home, cluster_id).sign(public, "probe", command, PROBE_LIVES_S) + "\n")

@@ -83,7 +83,7 @@ def tell_or_redo(client: Client, settings: Settings, run: str, rerun: bool) -> S
     from ecloud.queries.stale import successes
 
     found = successes(app.database(settings), run)
-    stale = look(found, open_datastore(settings, client.datastore_address)) if found else Stale()
+    stale = look(found, open_datastore(settings, client.datastore_address, client.request)) if found else Stale()
     for line in stale.lines:
         print(line, file=sys.stderr)
     if stale.tasks and rerun:

@@ -47,7 +47,7 @@ def open_publisher(
         raise DatastoreAway(str(error)) from None
     known_hosts = home.secrets / "datastore.known_hosts"
     write_known_hosts(known_hosts, ALIAS, host_key)
-    command = gate_command(python, gate, parsed.root)
+    command = gate_command(python, gate, parsed.root, "boss")
     access = Access(boss_key(home), known_hosts, gate=command)
     return SshDatastore(parsed, access, stall_s=stall_s)
 

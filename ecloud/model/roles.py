@@ -30,7 +30,9 @@ MEANING = {
     Role.ADMIN: "may do everything, and run tasks as a worker",
 }
 
-SUBMIT_VERBS = frozenset({"watch", "calls", "pythons", "logs", "why", "plan", "cancel", "retry_failed", "redo_task"})
+SUBMIT_VERBS = frozenset({
+    "watch", "calls", "pythons", "logs", "why", "plan", "cancel", "retry_failed", "redo_task", "open_datastore",
+})  # fmt: skip
 """Requests that a `submit` key may make. All others change shared state, or delete records: `admin` only."""
 
 

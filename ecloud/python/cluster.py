@@ -17,6 +17,7 @@ from ecloud.config.settings import Settings, load_settings
 if TYPE_CHECKING:
     from datastore.port import Publisher
     from ecloud.cli.local_cluster import LocalCluster
+    from ecloud.client.granted_access import AskForAccess
 
 
 class Cluster:
@@ -59,12 +60,13 @@ class Cluster:
             raise
         self.settings = self.local.settings
 
-    def datastore(self, address: str) -> Publisher:
-        """Open the datastore at `address`, as the boss reported it. Raises `Problem`, `DatastoreAway`."""
+    def datastore(self, address: str, ask: AskForAccess) -> Publisher:
+        """Open the datastore at `address`, as the boss reported it. `ask`: requests access from the boss. Raises
+        `Problem`, `DatastoreAway`."""
         from ecloud.cli.files import open_datastore
 
         if self._datastore is None:
-            self._datastore = open_datastore(self.settings, address, is_made=not self._is_private)
+            self._datastore = open_datastore(self.settings, address, ask, is_far=not self._is_private)
         return self._datastore
 
     def require(self) -> None:

@@ -177,7 +177,8 @@ class ClusterExecutor(Executor):
             self._cluster.close()
             raise
         self._objects = Objects(
-            lambda: self._cluster.datastore(self._link.datastore_address), calls_directory(self.run)
+            lambda: self._cluster.datastore(self._link.datastore_address, self._link.request),
+            calls_directory(self.run),
         )
         self._sharing = Sharing(self._objects)
         self._project = Project(root_of_program())

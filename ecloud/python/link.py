@@ -193,6 +193,12 @@ class Link:
             raise self.failure or PartAway("the connection to the cluster was closed")
         return asked.answer, asked.calls
 
+    def request(self, verb: str, **arguments: Any) -> RequestDone:
+        """As `ask`, for a request whose answer names no calls."""
+        answer, _ = self.ask(verb, **arguments)
+        assert isinstance(answer, RequestDone)
+        return answer
+
     def _fetch(self, ended: CallEnded) -> bytes:
         """The pickled value of a call, from the boss."""
         value = self.look_up(ended).value

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from doors import Doors, ended
 from pages import Page
-from services import Daemon, wait_until
+from services import ROOT, Daemon, wait_until
 from sshd import Sshd, bare
 
 from datastore.keys import make_key, public_line
@@ -243,3 +245,55 @@ def test_what_the_docs_show_of_ssh_is_true(far: Doors, own_sshd: Sshd, tmp_path:
         if words[-2:] == ["results/report", "."]:
             assert (far.place / "report").read_text() == "5\n"
         assert done.out
+
+
+class Laptop(Doors):
+    """Commands on a machine that has an access file and nothing else of the cluster."""
+
+    def __init__(self, place: Path, access: Path) -> None:
+        super().__init__(place)
+        self._access = access
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "ECLOUD_ACCESS": str(self._access), "PYTHONPATH": str(ROOT)}
+
+
+PROGRAM = """
+from ecloud import ClusterExecutor
+
+def doubled(data):
+    return data * 2
+
+with ClusterExecutor(run="from-laptop") as executor:
+    large = bytes(range(256)) * 4000
+    first = executor.submit(doubled, large)
+    print(first.result() == large * 2, executor.submit(len, first).result())
+print(len(ClusterExecutor().attach("from-laptop").futures()[0].result()))
+"""
+
+
+def test_a_machine_with_an_access_file_alone_reaches_the_datastore(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
+    set_up(far, own_sshd, tmp_path / "root")
+    far.admin("invite", "--role", "submit", "laptop.access")
+    laptop = Laptop(tmp_path / "laptop", far.place / "laptop.access")
+    (laptop.place / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=laptop.place, env=laptop.environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "2048000", "2048000"], done.stderr
+    (laptop.place / "inputs").mkdir()
+    (laptop.place / "inputs" / "data.txt").write_text("1\n2\n3\n")
+    task = {
+        "id": "count",
+        "commands": "wc -l < data.txt > n",
+        "requirements": ["data.txt"],
+        "results": [["n", "n.txt"]],
+    }
+    told = laptop.push(laptop.write("t.json", [task]), "--upload", "inputs", "--wait")
+    assert "n.txt" in told.out
+    laptop.admin("get", "n.txt", "here")
+    assert (laptop.place / "here").read_text() == "3\n"
+    laptop.admin("put", "here", "again.txt")
+    assert (tmp_path / "root" / "again.txt").read_text() == "3\n"
+    assert not list(Path(tempfile.gettempdir()).glob("ecloud-key-*")), "no key is left"

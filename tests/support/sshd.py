@@ -119,14 +119,16 @@ class Sshd:
 
     def boss(self, root: Path, port: int = 0, **options: Any) -> SshDatastore:
         """The datastore for the boss."""
-        gate = gate_command(PYTHON, str(self.gate), str(root))
+        gate = gate_command(PYTHON, str(self.gate), str(root), "boss")
         return self._keep(
             SshDatastore(self.address(root, port), Access(self.boss_key, self.known_hosts, None, gate), **options)
         )
 
     def access(self, root: Path, name: str, lives_s: float = keys.LIVES_S, until_s: float | None = None) -> Access:
         """A worker's key with a certificate for its name."""
-        return self._certified(name, gate_command(PYTHON, str(self.gate), str(root), name, until_s), lives_s)
+        return self._certified(
+            name, gate_command(PYTHON, str(self.gate), str(root), "worker", name, until_s=until_s), lives_s
+        )
 
     def _certified(self, name: str, command: str, lives_s: float) -> Access:
         key = self.directory / f"key-{name}"
@@ -134,6 +136,11 @@ class Sshd:
         certificate = self.directory / f"key-{name}-cert.pub"
         certificate.write_text(line + "\n")
         return Access(key, self.known_hosts, certificate)
+
+    def client(self, root: Path) -> SshDatastore:
+        """The datastore for a user's program."""
+        access = self._certified("client", gate_command(PYTHON, str(self.gate), str(root), "client"), keys.LIVES_S)
+        return self._keep(SshDatastore(self.address(root), access))
 
     def worker(
         self, root: Path, name: str, port: int = 0, lives_s: float = keys.LIVES_S, **options: Any

@@ -15,6 +15,7 @@ from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.calls import Calls
 from boss.core.clients.context_requests import ContextRequests
+from boss.core.clients.datastore_access import AccessForClients
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.clients.task_requests import TaskRequests, reads_for
 from boss.core.clients.vm_requests import VmRequests
@@ -62,6 +63,7 @@ class Requests:
         autoscaler: Autoscaler,
         watchers: Watchers,
         access: Access,
+        access_for_clients: AccessForClients,
         clients: dict[str, Conversation],
         forget_client: Callable[[Conversation], None],
         why_ready: WhyReady,
@@ -69,6 +71,7 @@ class Requests:
         calls: Calls,
     ) -> None:
         self._calls = calls
+        self._access_for_clients = access_for_clients
         self._outbox = outbox
         self._book = book
         self._watchers = watchers
@@ -103,6 +106,8 @@ class Requests:
             pass  # repeated while the store is being read
         elif request.verb == "watch":
             self._watch(client, request, now)
+        elif request.verb == "open_datastore":
+            self._access_for_clients.on_request(client, request, now)
         elif request.verb == "calls":
             try:
                 self._calls.on_request(client, request)
@@ -118,7 +123,9 @@ class Requests:
             action = self._about_others[request.verb]
             self._answer(client.peer, request, lambda: action(request, now))
         else:
-            known_verbs = ", ".join(sorted([*self._about_tasks, *self._about_others, "calls", "watch"]))
+            known_verbs = ", ".join(
+                sorted([*self._about_tasks, *self._about_others, "calls", "open_datastore", "watch"])
+            )
             refused = Refused(
                 "request", f"the boss does not know {request.verb!r}; it knows {known_verbs}", request.request_id
             )

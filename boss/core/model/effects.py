@@ -71,6 +71,15 @@ class SignKey(msgspec.Struct, frozen=True):
     refused: bool = False
 
 
+class SignClientKey(msgspec.Struct, frozen=True):
+    """Sign the key of a client: the certificate opens the datastore for reading, and for uploads. Answered by
+    `ClientKeySigned`, or by `DatastoreFailed`. `request_id`: the client's request."""
+
+    client: str
+    request_id: str
+    public_key: str
+
+
 class UseDatastore(msgspec.Struct, frozen=True):
     """Use this datastore from now on. Answered by `DatastoreUsed`, or not at all if it fails: later calls there report
     their own failures."""
@@ -139,8 +148,8 @@ class TellPerson(msgspec.Struct, frozen=True):
 
 
 Call = (
-    PromoteFiles | FindResults | ListStages | DropStages | RemoveFiles | SignKey | UseDatastore | StartVm | EndVm |
-    ListVms | AskRoom | TellPerson | VisitVm
+    PromoteFiles | FindResults | ListStages | DropStages | RemoveFiles | SignKey | SignClientKey | UseDatastore |
+    StartVm | EndVm | ListVms | AskRoom | TellPerson | VisitVm
 )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class ResultsFound(msgspec.Struct, frozen=True):
 
 
 class DatastoreFailed(msgspec.Struct, frozen=True):
-    """A datastore call failed. The core repeats `call` after a backoff."""
+    """A datastore call failed. The core repeats `call` after a backoff, or reports it to who asked."""
 
     call: object
     reason: str
@@ -120,6 +120,16 @@ class KeySigned(msgspec.Struct, frozen=True):
     """Answer to `SignKey`: a certificate that is valid for `lives_s`."""
 
     worker: str
+    certificate: str
+    lives_s: float
+
+
+class ClientKeySigned(msgspec.Struct, frozen=True):
+    """Answer to `SignClientKey`: a certificate that is valid for `lives_s` at the datastore `address`."""
+
+    client: str
+    request_id: str
+    address: str
     certificate: str
     lives_s: float
 
@@ -186,5 +196,6 @@ class RoomSeen(msgspec.Struct, frozen=True):
 Event = (
     MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | BatchRefused | RunLoaded | CallsLoaded |
     ValuesLoaded | TasksSelected | FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen |
-    DatastoreUsed | KeySigned | VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
+    DatastoreUsed | KeySigned | ClientKeySigned | VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen |
+    VmVisited
 )  # fmt: skip

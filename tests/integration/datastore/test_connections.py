@@ -45,7 +45,7 @@ def opened() -> Iterator[Callable[..., SshDatastore]]:
 
 
 def boss_access(server: Sshd, root: Path) -> Access:
-    gate = gate_command(sys.executable, str(server.gate), str(root))
+    gate = gate_command(sys.executable, str(server.gate), str(root), "boss")
     return Access(server.boss_key, server.known_hosts, gate=gate)
 
 

@@ -152,6 +152,17 @@ def test_access_and_its_connections_end_together(signing: Signing, monkeypatch: 
     worker.close()
 
 
+@pytest.mark.parametrize("signing", [0.0], indirect=True)
+def test_a_gate_that_admits_no_clients_is_replaced_by_one_command(signing: Signing, tmp_path: Path) -> None:
+    assert signing.storage.sign_for_client("laptop", signing.public)[1] == LIVES_S
+    earlier = tmp_path / "earlier.py"
+    earlier.write_text(GATE.read_text().replace('["staged", "client"]', '["staged"]'))
+    address = str(signing.sshd.address(signing.root))
+    signing.storage.use(address, keys.public_line(signing.sshd.host_key), PYTHON, str(earlier))
+    with pytest.raises(DatastoreAway, match=r"admits no clients.*set_datastore"):
+        signing.storage.sign_for_client("laptop", signing.public)
+
+
 # --- renewal ------------------------------------------------------------------------------------------
 
 

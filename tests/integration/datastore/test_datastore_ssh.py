@@ -379,7 +379,7 @@ def test_a_connection_does_not_outlive_its_certificate_and_continues_with_the_ne
 
 
 def test_the_certificate_of_another_authority_or_cluster_opens_nothing(sshd: Sshd, root: Path, tmp_path: Path) -> None:
-    command = gate_command("python3", str(sshd.gate), str(root), "w1")
+    command = gate_command("python3", str(sshd.gate), str(root), "worker", "w1")
     key = tmp_path / "key"
     public = keys.make_key(key, "w1")
     others = keys.Authority.make(tmp_path / "authority", "c-test")
@@ -391,6 +391,23 @@ def test_the_certificate_of_another_authority_or_cluster_opens_nothing(sshd: Ssh
         with pytest.raises(DatastoreAway, match="refuses"):
             worker.listing()
         worker.close()
+
+
+def test_a_client_reads_and_uploads_and_can_do_nothing_else(sshd: Sshd, root: Path, local: Path) -> None:
+    (root / "result").write_text("kept")
+    (local / "input").write_text("input")
+    client, worker = sshd.client(root), sshd.worker(root, "w1")
+    client.put(local / "input", "inputs/a")
+    assert (root / "inputs/a").read_text() == "input"
+    entries = worker.store("w1/s1", local / "input", "result")
+    with pytest.raises(OSError, match="unknown or not allowed"):
+        client.remove("result")
+    with pytest.raises(OSError, match="unknown or not allowed"):
+        client.stages()
+    (told,) = client.promote([Promotion("w1/s1", tuple(entries))])
+    assert told is not None
+    assert "is not put's" in told
+    assert (root / "result").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +435,7 @@ def test_a_machine_is_made_a_datastore_once(own_sshd: Sshd, tmp_path: Path, loca
         assert made.wrote_line == wrote_line
     assert Path(made.gate).read_bytes() == GATE.read_bytes()
     assert authorized.read_text().splitlines() == ["# no line end", line]
-    command = gate_command(made.python, made.gate, str(root))
+    command = gate_command(made.python, made.gate, str(root), "boss")
     boss = SshDatastore(own_sshd.address(root), Access(own_sshd.boss_key, own_sshd.known_hosts, None, command))
     boss.put(big_file(local / "a", 10), "a")
     assert [entry.path for entry in boss.listing(recursive=True)] == ["a"]
