@@ -6,6 +6,7 @@ harm the thread that receives messages.
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -23,6 +24,7 @@ __all__ = ["CallFuture", "CancelledError"]
 KEPT_BYTES = 1024
 """A future keeps a pickled value of at most this size. A larger one is fetched on request."""
 _NOTHING = object()
+_SUCCEEDED = TaskState.SUCCEEDED.value
 
 
 class Exchange(Protocol):
@@ -212,7 +214,7 @@ class CallFuture(Future[Any]):
             for waiter in self._waiting or ():
                 waiter.add_cancelled(self)
             return True
-        self._ended = ended
+        self._ended = ended if self._many or ended.state != TaskState.SUCCEEDED else self._small(ended)
         self._state = FINISHED
         for waiter in self._waiting or ():
             if self._is_failed:
@@ -220,6 +222,13 @@ class CallFuture(Future[Any]):
             else:
                 waiter.add_result(self)
         return True
+
+    def _small(self, ended: CallEnded) -> CallEnded:
+        """What a success needs, with shared texts: a program may hold a million of them."""
+        worker = sys.intern(ended.worker)
+        return CallEnded(
+            ended.task_no, self._call, _SUCCEEDED, ended.number, worker, value=ended.value, path=ended.path
+        )
 
     def fail(self, error: BaseException) -> None:
         """Fail the future: the outcome of the call can no longer be learned, or the boss never accepted it."""
