@@ -274,7 +274,8 @@ def _pickled_value(value: Any, name: str) -> bytes:
 
 
 def _failure(error: BaseException) -> bytes:
-    """A failure as bytes that can be unpickled anywhere: (the pickled exception or b"", its traceback)."""
+    """A failure as bytes that can be unpickled anywhere: (the pickled exception or b"", its traceback, texts about this
+    machine by name)."""
     try:
         trace = "".join(traceback.format_exception(type(error), error, _own_trace(error)))
     except BaseException:  # its own `__str__` raises
@@ -293,12 +294,14 @@ def _failure(error: BaseException) -> bytes:
             data = b""
     if len(data) > INLINE_BYTES // 2:
         data = b""
-    more = (_package(error),) if isinstance(error, ImportError) and error.name else ()
-    return pickle.dumps((data, trace[-INLINE_BYTES // 3 :], *more), protocol=4)
+    about = {"host": socket.gethostname()}
+    if isinstance(error, ImportError) and error.name:
+        about.update(_package(error))
+    return pickle.dumps((data, trace[-INLINE_BYTES // 3 :], about), protocol=4)
 
 
 def _package(error: ImportError) -> dict[str, str]:
-    """Describe the package of an import that failed: its version here, empty if it is not installed, and the place."""
+    """Describe the package of an import that failed: its version here, empty if it is not installed, and the Python."""
     name = str(error.name).partition(".")[0]
     version = ""
     with suppress(Exception):
@@ -307,7 +310,7 @@ def _package(error: ImportError) -> dict[str, str]:
         names = distributions().get(name, [name]) if distributions is not None else [name]
         version = metadata.version(names[0])
     python = f"{sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})"
-    return {"module": name, "version": version, "host": socket.gethostname(), "python": python}
+    return {"module": name, "version": version, "python": python}
 
 
 def _own_trace(error: BaseException) -> Any:

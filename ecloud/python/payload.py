@@ -238,12 +238,14 @@ def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
     if data:
         try:
             pickled, trace, *more = pickle.loads(data)
+            there = more[0] if more else {}  # workers of earlier versions tell nothing, or only of failed imports
+            note += f", host {there['host']}" if "host" in there else ""
             if pickled:
                 found = pickle.loads(pickled)
                 if isinstance(found, BaseException):
                     error = found
-            if more and isinstance(error, ImportError):
-                error.msg = _with_versions(error.msg, more[0])
+            if "module" in there and isinstance(error, ImportError):
+                error.msg = _with_versions(error.msg, there)
         except BaseException as problem:
             error = RemoteError(f"{text} (its exception cannot be unpickled here: {problem})", cause)
     if trace:

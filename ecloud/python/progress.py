@@ -1,4 +1,4 @@
-"""Progress bars for calls: rich draws them on a terminal and in Jupyter. Elsewhere a line now and then must do."""
+"""Progress bars for calls, made by rich: on a terminal, and in notebooks. Elsewhere a line now and then must do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 DRAWN_EVERY_S = 0.1
 LINE_EVERY_S = 10.0
@@ -25,6 +26,7 @@ class Bar:
         self._failed = 0
         console = Console(stderr=True)
         self._progress: Progress | None = None
+        self._in_notebook: Any = None
         self._every_s = LINE_EVERY_S
         if console.is_terminal or console.is_jupyter:
             columns = (
@@ -33,8 +35,11 @@ class Bar:
             )  # fmt: skip
             self._progress = Progress(*columns, console=console)
             self._task = self._progress.add_task(name, total=total, note="")
-            self._progress.start()
             self._every_s = DRAWN_EVERY_S
+            if console.is_jupyter:
+                self._in_notebook = _display(self._progress)
+            else:
+                self._progress.start()
         self._next_at = time.monotonic() + self._every_s
 
     def advance(self, count: int = 1) -> None:
@@ -64,9 +69,23 @@ class Bar:
         note = f"{self._failed:,} failed" if self._failed else ""
         if self._progress is not None:
             self._progress.update(self._task, completed=self._done, total=self._total, note=note)
+            if self._in_notebook is not None:
+                self._in_notebook.update(_table(self._progress))
             return
         of = f" of {self._total:,}" if self._total is not None else ""
         print(f"{self._name}: {self._done:,}{of} done" + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+
+
+def _display(progress: Progress) -> Any:
+    """Show a bar in a notebook; returns the handle that updates it. rich's own display needs ipywidgets there, which
+    many notebooks lack."""
+    from IPython.display import display
+
+    return display(_table(progress), display_id=True)
+
+
+def _table(progress: Progress) -> Table:
+    return progress.make_tasks_table(progress.tasks)
 
 
 def counted(values: Iterator[Any], name: str, iterables: Sequence[Iterable[Any]]) -> Iterator[Any]:

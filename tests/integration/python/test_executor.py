@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -54,6 +55,9 @@ def test_calls_have_values_and_failures(executor: ClusterExecutor) -> None:
     error = failed.exception(PATIENCE_S)
     assert isinstance(error, ValueError)
     assert "Traceback" in str(error.__cause__)
+    if sys.version_info >= (3, 11):  # earlier exceptions have no notes
+        (note,) = error.__notes__
+        assert re.fullmatch(rf"call int-\S+, attempt 1, worker \S+, host {socket.gethostname()}", note)
     with pytest.raises(ValueError, match="invalid literal"):
         failed.result()
 
