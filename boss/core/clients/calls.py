@@ -52,6 +52,10 @@ class Calls:
         self._watching.setdefault(run_no, {})[client.peer] = client
         self._book.ends.setdefault(run_no, [])
 
+    def is_watched(self, run_no: int) -> bool:
+        """Whether a client waits for calls of this run."""
+        return run_no in self._watching
+
     def forget(self, peer: str) -> None:
         """The client left: send it no more."""
         for run_no in self.bound_to(peer):

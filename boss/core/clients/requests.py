@@ -79,7 +79,7 @@ class Requests:
         self._waiting: dict[int, _Waiting] = {}
         self._tokens = 0
         self._answers: OrderedDict[str, RequestDone | Refused] = OrderedDict()
-        self._tasks = TaskRequests(outbox, book, attempts, fleet)
+        self._tasks = TaskRequests(outbox, book, attempts, fleet, calls)
         self._about_tasks = self._tasks.verbs
         self._why_ready = why_ready
         self._fleet = fleet

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 
 from boss.core.autoscale.owed_vms import ASKED_FOR
+from boss.core.clients.calls import Calls
 from boss.core.clients.request_answers import Answer, RequestRefused, text_of
 from boss.core.model.arrays import Array
-from boss.core.model.effects import Reads
+from boss.core.model.effects import Reads, RemoveFiles
 from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node
 from boss.core.model.outbox import Outbox
@@ -21,6 +22,7 @@ from boss.core.tasks.arrays import made_in, make
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.merging import Merge, as_change, count_states, replant
 from boss.core.tasks.taskbook import Run, TaskBook
+from ecloud.model.calls import calls_directory
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.text import counted
@@ -34,11 +36,12 @@ class TaskRequests:
     """Carries out requests about tasks. `verbs`: by name, called with the request, the images of the runs concerned,
     the tasks selected in them, and `now`."""
 
-    def __init__(self, outbox: Outbox, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
+    def __init__(self, outbox: Outbox, book: TaskBook, attempts: Attempts, fleet: Fleet, calls: Calls) -> None:
         self._outbox = outbox
         self._book = book
         self._attempts = attempts
         self._fleet = fleet
+        self._calls = calls
         self.verbs: dict[str, Callable[[Request, list[RunImage], frozenset[int], float], Answer]] = {
             "cancel": self._cancel,
             "retry_failed": self._retry_failed,
@@ -135,6 +138,8 @@ class TaskRequests:
     def _drop(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
         dropped: list[str] = []
         dropped_nos: set[int] = set()
+        unused: list[str] = []
+        """Directories of the calls of dropped runs. Programs that still wait for calls of a run may know its files."""
         task_nos = with_elements(images, task_nos)
         for array, positions in self._pending_of(images, task_nos):
             for position in positions:
@@ -169,7 +174,11 @@ class TaskRequests:
                 if node is not None and node.array not in self._book.arrays:
                     node.array = 0
             if not any(run.states.values()):
+                if not self._calls.is_watched(image.run.run_no):
+                    unused.append(calls_directory(image.run.name))
                 dropped_nos |= self._drop_run(image.run.run_no)
+        if unused:
+            self._outbox.call(RemoveFiles(tuple(unused)))
         self._attempts.forget_tasks(dropped_nos)
         return len(dropped), f"{len(dropped)} tasks dropped", tuple(dropped)
 

@@ -259,6 +259,19 @@ def test_large_pickles_are_removed_with_their_run() -> None:
     assert script.call(RemoveFiles).paths == ("calls/r",)
 
 
+def test_large_pickles_are_removed_when_their_run_is_dropped_and_no_program_waits_for_it() -> None:
+    script = BossScript()
+    extend(script, call("a"))
+    script.ask("drop_tasks", run="r")
+    assert not [one for one in script.calls if isinstance(one, RemoveFiles)], "the program may know them as stored"
+    extend(script, call("b"))
+    script.hear(script.client(), wire.Goodbye())
+    script.peers["operator"] = operator = Peer("operator", "client")
+    script.hello(operator)
+    script.hear(operator, wire.Request("drop", "drop_tasks", {"run": "r"}))
+    assert script.call(RemoveFiles).paths == ("calls/r",)
+
+
 def test_runs_do_not_share_a_directory_for_pickles() -> None:
     names = ["run", "run 1", "run_1", ".run", "a/b", "..", ""]
     directories = [calls_directory(name) for name in names]
