@@ -27,11 +27,8 @@ class Shape(msgspec.Struct, frozen=True, eq=False):
     asks: tuple[tuple[str, float], ...]
     weight: float
     """Weight of a task in the fair sharing between runs: its CPUs, or a small number if it asks for none."""
-
-    @property
-    def as_resources(self) -> Resources:
-        """The shape as amounts by name."""
-        return dict(self.asks)
+    as_resources: Resources
+    """The same amounts by name. Never changed."""
 
 
 class Shapes:
@@ -45,7 +42,8 @@ class Shapes:
         key = tuple(sorted([(name, float(amount)) for name, amount in asks.items() if amount]))
         shape = self._known.get(key)
         if shape is None:
-            shape = self._known[key] = Shape(key, dict(key).get("cpus", 0.01))
+            by_name = dict(key)
+            shape = self._known[key] = Shape(key, by_name.get("cpus", 0.01), by_name)
         return shape
 
 

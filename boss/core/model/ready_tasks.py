@@ -13,7 +13,7 @@ from boss.core.model.graph import COMPARED_S, Node, Shape
 from ecloud.model.tasks import Retries, TaskState
 
 _READY = TaskState.READY
-_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape((), 0.0), Retries(), "")
+_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape((), 0.0, {}), Retries(), "")
 """Replaces an entry that was taken from the middle of a group."""
 
 

@@ -214,11 +214,16 @@ class Worker(msgspec.Struct, eq=False):
 
     def _move_up(self) -> None:
         # Nearly always the first fits; looking at all 256 for each outcome would cost more than placing.
+        too_large: Shape | None = None
         for key, attempt in list(itertools.islice(self.ahead.items(), LOOKED_AT)):
+            if attempt.shape is too_large:
+                continue
             if fits(self.own, attempt.shape.asks):
                 del self.ahead[key]
                 self.ahead_s -= attempt.ahead_s
                 self._occupy(attempt)
+            else:
+                too_large = attempt.shape
 
     def _occupy(self, attempt: Attempt) -> None:
         attempt.in_slot = True

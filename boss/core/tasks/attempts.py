@@ -366,6 +366,8 @@ class Attempts:
     def _may_publish(self, attempt: Attempt, outcome: Outcome) -> tuple[bool, str | None]:
         """Whether to publish the staged files, and why a success counts as a failure, or None. Of a failure the boss
         publishes only whole outputs; it drops other files, and the attempt fails for its own reason."""
+        if not outcome.manifest and not attempt.declares:
+            return False, None
         is_success = outcome.cause is Cause.SUCCESS
         declares = publishable(attempt.declares, attempt.number, is_success)
         problem = self._manifest_problem(outcome.manifest, declares, is_success)
