@@ -301,7 +301,7 @@ class Checker:
         looked["true-outcome"] += 1
         if before not in RECORDED:
             self.history.on_recorded(key, outcome)
-        if row.worker in self._told and _is_term(outcome) and before in _RUNS:
+        if row.worker in self._told and _is_term(outcome) and before in _RUNS and not self._is_cancelled(key[0]):
             looked["shutdown"] += 1
             if state not in GIVEN_UP:  # that of an init task which started is lost
                 raise Violation("shutdown", f"attempt {_name(key)}, which a shutdown of its machine ended, is {state}")
@@ -480,6 +480,10 @@ class Checker:
                 "chain-cost",
                 f"task {task.id} used {moved.retries_used} retries, with {len(ended)} ends, {len(void)} of them void",
             )
+
+    def _is_cancelled(self, task_no: int) -> bool:
+        task = self.tables.tasks.get(task_no)
+        return task is None or task.state is TaskState.CANCELLED
 
     def _task_moved(self, task: TaskRow, before: TaskState | None, moved: TaskMoved) -> None:
         state = moved.state

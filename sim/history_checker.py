@@ -63,8 +63,9 @@ class HistoryChecker:
         return self.is_earlier(worker, key) and self.in_backup.get(key) != home_of(worker)
 
     def may_be_of(self, key: Key, maker: Key) -> bool:
-        """Return whether a file of this recorded success may be that of `maker`: a later attempt, now unknown."""
-        return key in self.open and maker[0] == key[0] and maker[1] > key[1]
+        """Return whether a file of this recorded success may be that of `maker`: a later attempt, now unknown, of this
+        task or of one that was pushed under its name after it was dropped."""
+        return key in self.open and ((maker[0] == key[0] and maker[1] > key[1]) or maker in self.lost)
 
     def on_came_to(self, key: Key, outcome: Outcome) -> None:
         """Note the outcome of a forgotten attempt."""
