@@ -16,7 +16,7 @@ from sim.invariants import INVARIANTS
 
 FRESH_FROM, FRESH_TO = 1_000_000, 2_000_000_000
 """Range of new seeds; the tests use fixed seeds below it."""
-ENOUGH_SEEDS = 200
+ENOUGH_SEEDS = 500
 """Within this many seeds every possible fault must happen; a fault that did not is an error."""
 ENOUGH_FOR_ALL = 1_000
 """Within this many seeds every invariant must have been tested; one that was not is an error."""

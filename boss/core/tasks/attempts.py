@@ -312,9 +312,9 @@ class Attempts:
         outcome, too_large = without_large_value(outcome)
         attempt.outcome = outcome
         # The worker may not have reported the start, or only a heartbeat showed that it runs.
-        began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
+        began_at = now - max(outcome.fetch_s + outcome.run_s + outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
-        if outcome.is_term and (worker.leaving or attempt.was_leaving) and not was_stopping:
+        if (worker.leaving or attempt.was_leaving) and outcome.is_term and not was_stopping:
             # A machine that shuts down sends SIGTERM to all its processes: not the task's fault. The next process there
             # may be the one that tells of it.
             if outcome.manifest:
