@@ -520,7 +520,7 @@ MUTANTS: dict[str, Mutant] = {
     "edges": Mutant(
         "waiting for all dependencies: a task does not wait for the last of several",
         ("dependencies",),
-        ((TaskGraph, "rewire", mutations.forgets_the_last_edge),),
+        ((TaskGraph, "wait", mutations.forgets_the_last_edge),),
     ),
     "chain-record": Mutant(
         "recording in order: the outcome of a chained attempt is recorded when it arrives",

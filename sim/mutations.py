@@ -6,7 +6,6 @@ Each is named after the fault of the method that it makes. `sim.mutants` lists t
 from __future__ import annotations
 
 import math
-from copy import copy
 from typing import Any
 
 import msgspec
@@ -299,7 +298,7 @@ def counts_a_chunk_twice(true: Any) -> Any:
     def on_chunk(self: Pushes, client: Any, chunk: Any, size: int, now: float) -> None:
         push = self._open.get(chunk.push_id)
         if push is not None and push.stage == "collecting" and chunk.k in push.chunks:
-            push.chunks[chunk.k] += chunk.tasks
+            push.chunks[chunk.k].extend(chunk.tasks)
         true(self, client, chunk, size, now)
 
     return on_chunk
@@ -319,14 +318,10 @@ def remembers_its_question(true: Any) -> Any:
 
 
 def forgets_the_last_edge(true: Any) -> Any:
-    def rewire(self: TaskGraph, rows: Any) -> None:
-        hasty = [copy(row) if len(row.dependencies) > 1 else row for row in rows]
-        for row in hasty:
-            if len(row.dependencies) > 1:
-                row.dependencies = row.dependencies[:-1]
-        true(self, hasty)
+    def wait(self: TaskGraph, node: Any, dependencies: Any) -> None:
+        true(self, node, dependencies[:-1] if len(dependencies) > 1 else dependencies)
 
-    return rewire
+    return wait
 
 
 def gives_at_once_what_it_asks_back(true: Any) -> Any:

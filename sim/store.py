@@ -206,7 +206,7 @@ class Store:
                 tables.arrays[task_no] = replace(task.row.elements, template=task.json)
             tables.changed_at[task_no] = now
             tables.stored[task_no] = task.json
-            tables.labels[task_no] = task.definition.labels
+            tables.labels[task_no] = task.labels
         if writes.stored:
             tables.next_task_no = max(tables.next_task_no, 1 + max([_last_no(task.row) for task in writes.stored]))
         for task_no, moved in writes.tasks.items():

@@ -188,7 +188,7 @@ class Store:
         self._keep_fresh(writes)
 
     def _forget_fresh(self, writes: Writes) -> None:
-        if writes.dropped_tasks or writes.dropped_runs:
+        if writes.dropped_tasks or writes.dropped_runs or len(writes.stored) > FRESH_TASKS:
             self._fresh.clear()
         for task in writes.stored if self._fresh else ():
             self._fresh.pop(task.row.task_no, None)

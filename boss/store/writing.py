@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -30,11 +31,12 @@ from boss.core.model.rows import (
 from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, StatementQueue, Statements, in_list
 from ecloud.db import schema
 from ecloud.model.ranges import Indices
-from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
+from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome, Retries
 from ecloud.model.wire import MAX_NAME_CHARS
 
 TASKS_A_PART = 5_000
 """Stored tasks whose values are prepared together."""
+TEXTS_KEPT = 10_000
 MOVES_ALIKE = 20
 """At least this many tasks with the same move get a statement of their own."""
 CASES_A_STATEMENT = 100
@@ -81,6 +83,7 @@ _ARRAY_COLUMNS = (
 )  # fmt: skip
 _PROMOTING = AttemptState.PROMOTING
 
+_NO_RETRIES = Retries()
 _Values = tuple[Any, ...]
 NextNumbers = tuple[int, int, int]
 """The next numbers of tasks, runs and VMs, as the leader's row keeps them."""
@@ -97,6 +100,8 @@ class Writing:
         self._sql = sql
         self._archive = archive
         self._numbers = numbers
+        self._labels, self._asks = _Texts(sql), _Texts(sql)
+        self._no_retries = sql.text(_json(_NO_RETRIES))
         self._command_chars = min(MAX_COMMAND_CHARS, sql.packet_bytes // 8)  # up to 4 bytes each
 
     def all(self, writes: Writes, now: float) -> NextNumbers | None:
@@ -124,10 +129,10 @@ class Writing:
     def _numbered(self, writes: Writes, now: float) -> None:
         next_task_no, next_run_no, next_vm_no = self._numbers or self._read_numbers()
         self._runs(writes.runs.values(), next_run_no)
-        self._stored(writes.stored, next_task_no, now)
+        last_no = self._stored(writes.stored, next_task_no, now)
         self._vms(writes.vms.values())
         after = (
-            max([next_task_no, *(_last_no(task.row) + 1 for task in writes.stored)]),
+            max(next_task_no, last_no + 1),
             max([next_run_no, *(run_no + 1 for run_no in writes.runs)]),
             max([next_vm_no, *(vm_no + 1 for vm_no in writes.vms)]),
         )
@@ -151,10 +156,14 @@ class Writing:
         rows = [(run.run_no, text(run.name), run.created_at, text(run.held), run.ended_at) for run in runs]
         self._put("runs", _RUN_COLUMNS, rows, [run.run_no for run in runs if run.run_no < next_no])
 
-    def _stored(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
-        """In parts: the values of a million tasks would fill as much memory as the tasks."""
-        for start in range(0, len(stored), TASKS_A_PART):
-            self._stored_part(stored[start : start + TASKS_A_PART], next_no, now)
+    def _stored(self, stored: Iterable[TaskStored], next_no: int, now: float) -> int:
+        """In parts: the values of a million tasks would fill as much memory as the tasks. Returns the highest number
+        of a task, 0 without any."""
+        last_no, left = 0, iter(stored)
+        while part := list(islice(left, TASKS_A_PART)):
+            self._stored_part(part, next_no, now)
+            last_no = max(last_no, *(_last_no(task.row) for task in part))
+        return last_no
 
     def _stored_part(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
         rows, definitions, edges, replaced = [], [], [], []
@@ -175,8 +184,10 @@ class Writing:
         row, text = task.row, self._sql.text
         return (
             row.task_no, row.run_no, text(row.id), row.state.value, self._reason(row.reason), row.attempts,
-            row.retries_used, row.not_before, now, _kind(row), _whole(row.priority), text(_json(row.asks)),
-            _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
+            row.retries_used, row.not_before, now, _kind(row), _whole(row.priority),
+            self._asks.of(tuple(row.asks.items()), row.asks), _finite(row.runtime_s),
+            self._labels.of(task.labels, task.labels),
+            self._no_retries if row.retries == _NO_RETRIES else text(_json(row.retries)), int(row.keep_dir),
             row.body_bytes, row.definition_hash, text(_json(row.inputs)) if row.inputs else None,
             row.makes,
         )  # fmt: skip
@@ -465,6 +476,23 @@ class Writing:
             self._queue.write_many(statement, values)
 
 
+class _Texts:
+    """The JSON of values that many tasks of a batch have in common: most are encoded once."""
+
+    def __init__(self, sql: Statements) -> None:
+        self._sql = sql
+        self._known: dict[object, str | bytes] = {}
+
+    def of(self, key: object, value: object) -> str | bytes:
+        """The JSON of a value that differs from others as `key` does."""
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= TEXTS_KEPT:
+                self._known.clear()
+            known = self._known[key] = self._sql.text(_json(value))
+        return known
+
+
 def _is_short(outcome: Outcome) -> bool:
     """Whether it has neither texts nor files. Omitted columns keep their values: an outcome is recorded once, and later
     written with the same texts and files."""
@@ -496,7 +524,7 @@ def _json(value: object) -> str:
 
 
 def _longest(row: _Values) -> int:
-    return max((len(value) for value in row if isinstance(value, bytes)), default=0)
+    return max([len(value) for value in row if type(value) is bytes], default=0)
 
 
 def _stamps(outcome: Outcome) -> bytes | None:

@@ -68,7 +68,7 @@ def survey(tasks: Sequence[TaskDefinition]) -> Survey:
     )
 
 
-def _levels_and_critical_path(before: list[list[int]], seconds: list[float]) -> tuple[list[int], list[int]]:
+def _levels_and_critical_path(before: Sequence[Sequence[int]], seconds: list[float]) -> tuple[list[int], list[int]]:
     """Return tasks per level, and the positions along the longest-running path. The graph leaves out tasks without
     edges: a sweep may have a million of them."""
     graph = networkx.DiGraph()

@@ -190,28 +190,27 @@ def split_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
     return found
 
 
-def join_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
+def join_arrays(tasks: Iterable[TaskDefinition]) -> Iterator[TaskDefinition]:
     """Reverse `split_arrays`. A part that follows no definition of its id stays in the list; the check reports it."""
-    found: list[TaskDefinition] = []
+    last: TaskDefinition | None = None
     more: list[Entry] = []
-
-    def close() -> None:
-        if more:
-            last = found[-1]
-            assert last.array is not None
-            array = msgspec.structs.replace(last.array, entries=(*last.array.entries, *more))
-            found[-1] = msgspec.structs.replace(last, array=array)
-            more.clear()
-
     for task in tasks:
         part = task.array
-        if part is not None and not part.indices and found and found[-1].id == task.id and found[-1].array is not None:
+        if part is not None and not part.indices and last is not None and last.id == task.id and last.array is not None:
             more.extend(part.entries)
-        else:
-            close()
-            found.append(task)
-    close()
-    return found
+            continue
+        if last is not None:
+            yield _with_entries(last, more)
+        last, more = task, []
+    if last is not None:
+        yield _with_entries(last, more)
+
+
+def _with_entries(task: TaskDefinition, more: Sequence[Entry]) -> TaskDefinition:
+    if task.array is None or not more:
+        return task
+    array = msgspec.structs.replace(task.array, entries=(*task.array.entries, *more))
+    return msgspec.structs.replace(task, array=array)
 
 
 def fill(text: str, entry: Entry, quote: Callable[[str], str] = str) -> str:

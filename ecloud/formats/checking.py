@@ -10,16 +10,17 @@ import functools
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ecloud.formats.array_checks import array_problem, samples, with_elements, with_other_paths
 from ecloud.formats.arrays import count_of, indices_of
 from ecloud.formats.file_conflicts import find_file_conflicts
-from ecloud.formats.graph import find_cycles
+from ecloud.formats.graph import Outline, find_cycles
 from ecloud.formats.large_tasks import MAX_DEFINITION_BYTES, too_large
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
 from ecloud.model.container_rules import container_problems
+from ecloud.model.ranges import Indices
 from ecloud.model.tasks import (
     BODY_PREFIX,
     INLINE_BYTES,
@@ -69,10 +70,11 @@ Say = Callable[[str, str], None]
 """Takes (field, sentence)."""
 
 
-def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS, all_named: bool = True) -> list[str]:
+def check(tasks: Collection[TaskDefinition], max_tasks: int = MAX_TASKS, all_named: bool = True) -> list[str]:
     """List every problem as a line that names task and field: at most 1,000 lines, and a last one that counts the rest.
 
     Returns an empty list if the tasks are valid. `all_named` False: dependencies may be tasks that are not in the list.
+    The list may be one that decodes its tasks each time that it is read: none of them is kept, unless it names files.
     """
     problems = Problems()
     find_problems(tasks, problems, max_tasks, all_named)
@@ -80,51 +82,58 @@ def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS, all_named
 
 
 def find_problems(
-    tasks: Sequence[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
+    tasks: Collection[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
 ) -> list[str]:
     """Add all problems to `problems`; return notes about possible ones.
 
     `all_named` False: some tasks have no readable id, so that a missing dependency may be one of them.
     """
-    wrong = [(task, text) for task in tasks if task.array is not None and (text := array_problem(task))]
+    arrays = [task for task in tasks if task.array is not None]
+    wrong = [(task, text) for task in arrays if (text := array_problem(task))]
     if wrong:
         for task, text in wrong:
             problems.add(f"task {shown(task.id)}", "array", text)
         return []
-    count = count_of(tasks)
+    count = len(tasks) - len(arrays) + count_of(arrays)
     if count > max_tasks:
         problems.add("", "", size_problem(count, max_tasks))
         return []
     if not tasks and problems.is_empty:
         problems.add("", "", "the list has no tasks")
-    ids: set[str] = set()
+    outline = Outline()
+    each: list[TaskDefinition] = []
+    makes_files = False
 
     def say(field: str, text: str) -> None:
         problems.add(f"task {shown(task.id)}", field, text)
 
-    arrays = [task for task in tasks if task.array is not None]
     for task in tasks:
         _check_task(task, say)
-        if task.id in ids:
+        if task.id in outline.position:
             say("id", "more than one task has this id")
-        ids.add(task.id)
+        outline.add(task.id, [on.id for on in task.dependencies])
+        if any(on.each for on in task.dependencies):
+            each.append(task)
+        makes_files = makes_files or bool(task.results or task.stdout or task.stderr)
     for array in arrays:
         chosen = samples(array)
         for task in chosen:
             _check_task(task, say)
         for task in with_other_paths(array, chosen):
             _check_paths(task, say)
-    _check_element_names(tasks, problems)
-    _check_each(tasks, problems)
+    indices = {task.id: indices_of(task.array) for task in arrays if task.array is not None}
+    if indices:
+        _check_element_names(outline, indices, problems)
+    _check_each(each, outline, indices, problems)
     if all_named:
-        for task in tasks:
-            for dependency in task.dependencies:
-                if dependency.id not in ids:
-                    text = f"there is no task {shown(dependency.id)}"
-                    problems.add(f"task {shown(task.id)}", "dependencies", text)
-    for cycle in find_cycles(tasks):
+        for id, wanted in zip(outline.ids, outline.wanted):
+            for name in wanted:
+                if name not in outline.position:
+                    problems.add(f"task {shown(id)}", "dependencies", f"there is no task {shown(name)}")
+    for cycle in find_cycles(outline):
         problems.add(f"task {shown(cycle[0])}", "dependencies", cycle_text(cycle))
-    return find_file_conflicts(with_elements(tasks), problems)
+    del outline
+    return find_file_conflicts(with_elements(list(tasks)), problems) if makes_files else []
 
 
 def cycle_text(cycle: Sequence[str]) -> str:
@@ -135,26 +144,26 @@ def cycle_text(cycle: Sequence[str]) -> str:
     return f"these tasks wait for each other: {' -> '.join(names)}"
 
 
-def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
-    """Check that no task has the id of an array's element."""
-    indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
-    for task in tasks if indices else ():
-        array, bracket, index = task.id.removesuffix("]").rpartition("[")
-        is_element = array in indices and bracket and task.id.endswith("]") and index.isascii() and index.isdigit()
+def _check_element_names(outline: Outline, indices: dict[str, Indices], problems: Problems) -> None:
+    """Check that no task has the id of an array's element. `indices`: of each array."""
+    for id in outline.ids:
+        array, bracket, index = id.removesuffix("]").rpartition("[")
+        is_element = array in indices and bracket and id.endswith("]") and index.isascii() and index.isdigit()
         if is_element and indices[array].position(int(index)) is not None:
-            problems.add(f"task {shown(task.id)}", "id", f"an element of array {shown(array)} has this id")
+            problems.add(f"task {shown(id)}", "id", f"an element of array {shown(array)} has this id")
 
 
-def _check_each(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
-    """Check that element-by-element dependencies connect arrays, and that the elements exist."""
-    indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
-    ids = {task.id for task in tasks}
+def _check_each(
+    tasks: Sequence[TaskDefinition], outline: Outline, indices: dict[str, Indices], problems: Problems
+) -> None:
+    """Check that element-by-element dependencies connect arrays, and that the elements exist. `tasks`: those that have
+    such dependencies."""
     for task in tasks:
         for dependency in task.dependencies:
             if not dependency.each:
                 continue
             own, others = indices.get(task.id), indices.get(dependency.id)
-            if dependency.id not in ids:
+            if dependency.id not in outline.position:
                 text = f'"each" is for arrays of one list, and {shown(dependency.id)} is not in this list'
                 problems.add(f"task {shown(task.id)}", "dependencies", text)
             elif own is None or others is None:

@@ -6,7 +6,7 @@ tasks). Only the rest, tasks on cycles and behind them, goes to networkx.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ecloud.model.tasks import TaskDefinition
 
@@ -16,18 +16,40 @@ MAX_VISITS = 20_000_000
 """Most visits that `unordered` makes: a few seconds."""
 
 
-def predecessors_of(tasks: Sequence[TaskDefinition]) -> list[list[int]]:
+class Outline:
+    """The graph of a list, which is read once: the ids of the tasks, and of those that each waits for. `position`: of
+    each id; of equal ones, the last."""
+
+    def __init__(self, tasks: Iterable[TaskDefinition] = ()) -> None:
+        self.ids: list[str] = []
+        self.wanted: list[tuple[str, ...]] = []
+        self.position: dict[str, int] = {}
+        for task in tasks:
+            self.add(task.id, [dependency.id for dependency in task.dependencies])
+
+    def add(self, id: str, wanted: Iterable[str]) -> None:
+        """Add the next task."""
+        self.position[id] = len(self.ids)
+        self.ids.append(id)
+        self.wanted.append(tuple(wanted))
+
+    def predecessors(self) -> list[tuple[int, ...]]:
+        """For each task the positions of its dependencies, without unknown ids and the task itself."""
+        position = self.position
+        found: list[tuple[int, ...]] = []
+        for index, names in enumerate(self.wanted):
+            if names:
+                wanted = {position.get(name, index) for name in names}
+                wanted.discard(index)
+                found.append(tuple(wanted))
+            else:
+                found.append(())
+        return found
+
+
+def predecessors_of(tasks: Iterable[TaskDefinition]) -> list[tuple[int, ...]]:
     """For each task the positions of its dependencies, without unknown ids and the task itself."""
-    position = {task.id: index for index, task in enumerate(tasks)}
-    found: list[list[int]] = []
-    for index, task in enumerate(tasks):
-        if task.dependencies:
-            wanted = {position.get(dependency.id, index) for dependency in task.dependencies}
-            wanted.discard(index)
-            found.append(list(wanted))
-        else:
-            found.append([])
-    return found
+    return Outline(tasks).predecessors()
 
 
 def dependency_order(predecessors: Sequence[Collection[int]]) -> list[int]:
@@ -46,15 +68,15 @@ def dependency_order(predecessors: Sequence[Collection[int]]) -> list[int]:
     return order
 
 
-def find_cycles(tasks: Sequence[TaskDefinition]) -> Iterator[list[str]]:
+def find_cycles(outline: Outline) -> Iterator[list[str]]:
     """One cycle of each strongly connected component: ids in execution order, the first repeated at the end."""
-    predecessors = predecessors_of(tasks)
+    predecessors = outline.predecessors()
     order = dependency_order(predecessors)
-    if len(order) == len(tasks):
+    if len(order) == len(predecessors):
         return
     import networkx
 
-    left = sorted(set(range(len(tasks))).difference(order))
+    left = sorted(set(range(len(predecessors))).difference(order))
     graph = networkx.DiGraph()
     graph.add_nodes_from(left)
     inside = set(left)
@@ -62,7 +84,7 @@ def find_cycles(tasks: Sequence[TaskDefinition]) -> Iterator[list[str]]:
     knots = [component for component in networkx.strongly_connected_components(graph) if len(component) > 1]
     for component in sorted(knots, key=min):
         cycle = [edge[0] for edge in networkx.find_cycle(graph.subgraph(component), min(component))]
-        yield [tasks[index].id for index in (*cycle, cycle[0])]
+        yield [outline.ids[index] for index in (*cycle, cycle[0])]
 
 
 def unordered(

@@ -19,6 +19,7 @@ from boss.core.model.rows import (
     PushAnswered,
     RunImage,
     RunRow,
+    StoredTasks,
     TaskMoved,
     TaskRow,
     TaskStored,
@@ -86,7 +87,7 @@ def stored(task_no: int, id: str, *, after: dict[int, Condition] | None = None, 
 def push(store: AnyStore, *tasks: TaskStored, run: RunRow | None = None, **fields: Any) -> None:
     """Commit tasks with their run."""
     run = run or RunRow(1, "r", NOW)
-    write(store, runs={run.run_no: run}, stored=list(tasks), **fields)
+    write(store, runs={run.run_no: run}, stored=StoredTasks(tasks), **fields)
 
 
 def write(store: AnyStore, **fields: Any) -> None:
@@ -195,7 +196,9 @@ def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> Non
 
 
 def test_a_commit_in_doubt_is_found_by_its_number_and_may_be_repeated(store: AnyStore) -> None:
-    writes = Writes(runs={1: RunRow(1, "r", NOW)}, stored=[stored(1, "a"), stored(2, "b", after={1: Condition.ANY})])
+    writes = Writes(
+        runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks([stored(1, "a"), stored(2, "b", after={1: Condition.ANY})])
+    )
     assert store.last_batch() == 0
     store.commit(1, writes, NOW)
     assert store.last_batch() == 1
@@ -394,9 +397,7 @@ def test_a_million_bytes_of_commands_and_the_worst_of_escapes(store: AnyStore) -
     worst = ("\x01\\'\"%" * 800_000)[: 4 * 1024 * 1024]
     tasks = [stored(1, "big", commands=("echo " + "ö" * 500_000,)), stored(2, "worst", commands=(worst,))]
     push(store, *tasks)
-    assert store.definitions([1, 2, 3]) == {
-        number: definition_json(task.definition) for number, task in enumerate(tasks, 1)
-    }
+    assert store.definitions([1, 2, 3]) == {number: task.json for number, task in enumerate(tasks, 1)}
 
 
 def test_no_row_can_poison_its_batch(store: AnyStore) -> None:
@@ -429,7 +430,7 @@ def test_a_boss_that_starts_knows_who_waits_for_whom(
 
 def test_definitions_are_those_of_the_last_push_and_gone_with_their_tasks(store: AnyStore) -> None:
     push(store, stored(1, "a", commands=("one",)), stored(2, "b"))
-    write(store, stored=[stored(1, "a", commands=("two",))])
+    write(store, stored=StoredTasks([stored(1, "a", commands=("two",))]))
     assert b"two" in store.definitions([1])[1], "the task was pushed again before it was ordered"
     assert b"two" in store.definitions([1, 2])[1], "and it is ordered again"
     push(store, stored(3, "c"))
@@ -851,7 +852,7 @@ def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None
 
 def test_of_a_run_its_init_tasks_are_loaded_with_those_that_are_named(store: AnyStore) -> None:
     push(store, stored(1, "a"), stored(2, "i", init=True, state=TaskState.SUCCEEDED), stored(3, "j", init=True))
-    write(store, runs={2: RunRow(2, "s", NOW)}, stored=[stored(4, "a", run_no=2)])
+    write(store, runs={2: RunRow(2, "s", NOW)}, stored=StoredTasks([stored(4, "a", run_no=2)]))
     for names, found in ((["a"], ["a", "i", "j"]), (["new"], ["i", "j"]), (["i", "a"], ["a", "i", "j"])):
         image = load_run(store, "r", names)
         assert image is not None

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from boss.core.model.graph import TaskGraph
-from boss.core.model.rows import TaskRow
 from boss.core.tasks.attempts import Attempts
 from boss.core.workers.sessions import Sessions
 from ecloud.model.tasks import Outcome
@@ -114,12 +113,12 @@ def test_a_boss_that_answers_outcomes_it_did_not_record_is_found(monkeypatch: py
 
 def test_a_boss_that_starts_what_must_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the core itself does not notice."""
-    rewire = TaskGraph.rewire
+    wait = TaskGraph.wait
 
-    def hasty(self: TaskGraph, rows: Any) -> None:
-        rewire(self, [row if len(row.dependencies) < 2 else _without_last(row) for row in rows])
+    def hasty(self: TaskGraph, node: Any, dependencies: Any) -> None:
+        wait(self, node, dependencies if len(dependencies) < 2 else dependencies[:-1])
 
-    monkeypatch.setattr(TaskGraph, "rewire", hasty)
+    monkeypatch.setattr(TaskGraph, "wait", hasty)
     wrong = first_wrong(range(1, 51), allowed=())
     assert wrong is not None
     assert "is given although" in wrong.problem
@@ -136,7 +135,3 @@ def test_a_boss_that_uses_names_of_sessions_again_is_found(monkeypatch: pytest.M
     wrong = first_wrong(range(1, 201), allowed=("commit_refused",))
     assert wrong is not None
     assert "after all is well" in wrong.problem
-
-
-def _without_last(row: TaskRow) -> TaskRow:
-    return msgspec.structs.replace(row, dependencies=row.dependencies[:-1])

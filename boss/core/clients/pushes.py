@@ -15,12 +15,13 @@ from boss.core.clients.calls import Calls
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import FindResults, LoadRun
 from boss.core.model.outbox import Conversation, Outbox
-from boss.core.model.rows import PushAnswered, RunImage, RunRow, TaskStored
+from boss.core.model.packed import Packed
+from boss.core.model.rows import PushAnswered, RunImage, RunRow, TaskRow
 from boss.core.tasks import extending
 from boss.core.tasks.apply_merge import apply, overlay
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.input_locality import note_shared
-from boss.core.tasks.merging import Allocation, merge
+from boss.core.tasks.merging import Allocation, merge, without_entries
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.formats import check
 from ecloud.formats.arrays import ENTRIES_A_PART, join_arrays
@@ -35,6 +36,8 @@ APART_S = 60.0
 ANSWERS_KEPT = 1_000
 """Answers remembered for clients that did not receive theirs."""
 MAX_CHUNKS = 100_000
+MAX_PLAIN_CHUNKS = 8
+"""The chunks of a push that has more are held packed: a few thousand tasks take little memory."""
 MAX_OPEN_BYTES = 2**30
 """Maximum bytes of all pushes in progress together. A list of a million tasks takes about 300 MB."""
 MAX_PUSH_ID_CHARS = 64
@@ -52,7 +55,7 @@ class Push(msgspec.Struct, eq=False):
     n: int
     client: Conversation | None
     """The client that sent a chunk last; None after it left."""
-    chunks: dict[int, tuple[TaskDefinition, ...]] = msgspec.field(default_factory=dict)
+    chunks: dict[int, Packed[TaskDefinition]] = msgspec.field(default_factory=dict)
     size: int = 0
     """Bytes of its chunks."""
     count: int = 0
@@ -61,13 +64,25 @@ class Push(msgspec.Struct, eq=False):
     existing: frozenset[str] = frozenset()
     whole: bool = False
     """It disturbs tasks that others may wait for: the whole run must be read."""
-    definitions: list[TaskDefinition] = []
+    has_arrays: bool = False
+    definitions: Packed[TaskDefinition] = msgspec.field(default_factory=lambda: Packed(TaskDefinition))
     """All tasks, in order, once all chunks are there; arrays with all their entries."""
+
+    def add(self, k: int, tasks: tuple[TaskDefinition, ...], size: int) -> None:
+        """Keep chunk `k` of `size` bytes."""
+        self.chunks[k] = chunk = Packed(TaskDefinition, tasks)
+        if self.n > MAX_PLAIN_CHUNKS:
+            chunk.pack()
+        self.size += size
+        self.count += len(tasks)
+        self.has_arrays = self.has_arrays or any(task.array is not None for task in tasks)
 
     def join(self) -> None:
         """Put the chunks together."""
-        self.definitions = join_arrays([task for k in range(self.n) for task in self.chunks[k]])
-        self.chunks = {}
+        definitions: Packed[TaskDefinition] = Packed(TaskDefinition)
+        for k in range(self.n):
+            definitions.add_packed(self.chunks.pop(k))
+        self.definitions = Packed(TaskDefinition, join_arrays(definitions)) if self.has_arrays else definitions
 
     @property
     def named(self) -> tuple[str, ...] | None:
@@ -145,9 +160,7 @@ class Pushes:
                 reason = "the boss's memory for pushes is full: try again in a moment"
                 self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
                 return
-            push.chunks[chunk.k] = chunk.tasks
-            push.size += size
-            push.count += len(chunk.tasks)
+            push.add(chunk.k, chunk.tasks, size)
         if push.stage == "collecting" and len(push.chunks) == push.n:
             self._begin(push, now)  # its result follows soon
         else:
@@ -256,7 +269,7 @@ class Pushes:
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
         if extends and not image.is_part:
             merged.problems += extending.cycles(merged)
-        if problems := merged.problems or self._too_long(merged.stored):
+        if problems := merged.problems or self._too_long(push.definitions, merged.stored):
             self._reject(push, problems)
             return
         if extends and not any(task.array is not None for task in push.definitions):
@@ -273,20 +286,21 @@ class Pushes:
         self._outbox.writes.pushes.append(PushAnswered(push.push_id, image.run.run_no, states, merged.decisions))
         self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, merged.decisions))
 
-    def _too_long(self, stored: Sequence[TaskStored]) -> list[str]:
+    def _too_long(self, definitions: Packed[TaskDefinition], stored: Sequence[TaskRow]) -> list[str]:
         most = self._config.max_value_bytes
+        long = {row.id: row.body_bytes for row in stored if row.body_bytes > most}
         return [
-            f"task {task.row.id}: its definition has {len(task.json):,} bytes, {part.size:,} of them {part.name}, and "
+            f"task {task.id}: its definition has {long[task.id]:,} bytes, {part.size:,} of them {part.name}, and "
             f"the database takes at most {most:,}: {part.remedy}, or raise max_allowed_packet of the database to 16M "
             "and restart the boss"
-            for task in stored
-            if len(task.json) > most
-            for part in [largest_part(task.definition)]
+            for task in (definitions if long else ())
+            if task.id in long
+            for part in [largest_part(without_entries(task))]
         ] + [
-            f"task {task.row.id}: {ENTRIES_A_PART} of its entries have {longest:,} bytes and the database takes "
+            f"task {row.id}: {ENTRIES_A_PART} of its entries have {longest:,} bytes and the database takes "
             f"at most {most:,}: put long entries into files"
-            for task in stored
-            if task.row.elements is not None and (longest := max(map(len, task.row.elements.entries), default=0)) > most
+            for row in stored
+            if row.elements is not None and (longest := max(map(len, row.elements.entries), default=0)) > most
         ]
 
     def _reject(self, push: Push, problems: list[str]) -> None:

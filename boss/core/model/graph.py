@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from boss.core.model.packed import drained
 from boss.core.model.rows import TaskRow
 from ecloud.model.tasks import ENDED, Condition, Resources, Retries, TaskState
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
@@ -171,14 +172,13 @@ class TaskGraph:
     def add(self, rows: Iterable[TaskRow]) -> list[Node]:
         """Add unfinished tasks. Dependencies on tasks that are not in the graph (after all rows were added) count as
         met."""
-        rows = list(rows)
-        nodes = self.nodes
-        added = []
+        added, dependencies = [], []
         for row in rows:
-            node = self.node_of(row)
-            nodes[row.task_no] = node
+            node = self.nodes[row.task_no] = self.node_of(row)
             added.append(node)
-        self.rewire(rows)
+            dependencies.append(row.dependencies)
+        for node, wanted in zip(added, drained(dependencies)):
+            self.wait(node, wanted)
         return added
 
     def node_of(self, row: TaskRow) -> Node:
@@ -210,17 +210,21 @@ class TaskGraph:
 
     def rewire(self, rows: Iterable[TaskRow]) -> None:
         """Make these tasks, to which no edges lead, wait for their dependencies that are in the graph."""
-        nodes = self.nodes
         for row in rows:
-            unmet = 0
-            for on_task_no, condition in row.dependencies:
-                other = nodes.get(on_task_no)
-                if other is not None:
-                    unmet += 1
-                    if other.dependents is None:
-                        other.dependents = []
-                    other.dependents.append((row.task_no, condition))
-            nodes[row.task_no].unmet = unmet
+            self.wait(self.nodes[row.task_no], row.dependencies)
+
+    def wait(self, node: Node, dependencies: tuple[tuple[int, Condition], ...]) -> None:
+        """Make a task, to which no edges lead, wait for its dependencies that are in the graph."""
+        unmet = 0
+        edge = (node.task_no, Condition.SUCCESS)  # one object for most of its dependencies
+        for on_task_no, condition in dependencies:
+            other = self.nodes.get(on_task_no)
+            if other is not None:
+                unmet += 1
+                if other.dependents is None:
+                    other.dependents = []
+                other.dependents.append(edge if condition is edge[1] else (node.task_no, condition))
+        node.unmet = unmet
 
     def end(self, task_no: int, state: TaskState, because: str) -> list[Freed]:
         """Remove a task that ended in `state`. Returns the tasks that this releases or aborts, in order, including

@@ -5,10 +5,13 @@ All times are seconds of the boss's clock: epoch seconds that never step back wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import msgspec
 
+from boss.core.model.packed import Packed
 from ecloud.model.boot_diagnosis import Visit
-from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Result, Retries, TaskDefinition, TaskState
+from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Result, Retries, TaskState
 from ecloud.model.transfer_status import Moving
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
@@ -41,7 +44,7 @@ class ArrayRow(msgspec.Struct):
     entries: tuple[bytes, ...] = ()
 
 
-class TaskRow(msgspec.Struct, gc=False):
+class TaskRow(msgspec.Struct, gc=False, array_like=True, omit_defaults=True):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
     `attempts`: number of the last attempt; `retries_used` counts only attempts that cost a retry. `label`: the key of
@@ -231,11 +234,45 @@ class TaskMoved(msgspec.Struct, gc=False):
 
 class TaskStored(msgspec.Struct):
     """A task that a push makes or replaces (same task_no, its attempts kept, its dependencies replaced). `json`: its
-    definition, as stored."""
+    definition, as stored, which has these `labels`."""
 
     row: TaskRow
-    definition: TaskDefinition
+    labels: tuple[str, ...]
     json: bytes
+
+
+class Body(msgspec.Struct, array_like=True):
+    """The part of a stored task that scheduling does not need: `json`, its definition, which has these `labels`."""
+
+    labels: tuple[str, ...]
+    json: bytes
+
+
+class StoredTasks:
+    """The tasks that a batch stores. A push may store a million: rows and bodies are packed."""
+
+    def __init__(self, tasks: Iterable[TaskStored] = ()) -> None:
+        self._rows: Packed[TaskRow] = Packed(TaskRow)
+        self._bodies: Packed[Body] = Packed(Body)
+        for task in tasks:
+            self.append(task)
+
+    def append(self, task: TaskStored) -> None:
+        """Add a task. Its row must not change afterwards."""
+        self._rows.append(task.row)
+        self._bodies.append(Body(task.labels, task.json))
+
+    def extend(self, rows: Iterable[TaskRow], bodies: Packed[Body]) -> None:
+        """Add tasks, with a body for each row. The rows must not change afterwards."""
+        self._rows.extend(rows)
+        self._bodies.add_packed(bodies)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[TaskStored]:
+        for row, body in zip(self._rows, self._bodies, strict=True):
+            yield TaskStored(row, body.labels, body.json)
 
 
 class PushAnswered(msgspec.Struct):
@@ -251,7 +288,7 @@ class Writes(msgspec.Struct):
     """One transaction, in the order of its fields. Each dictionary holds the final state of its rows."""
 
     runs: dict[int, RunRow] = msgspec.field(default_factory=dict)
-    stored: list[TaskStored] = msgspec.field(default_factory=list)
+    stored: StoredTasks = msgspec.field(default_factory=StoredTasks)
     tasks: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
     grown: dict[int, Resources] = msgspec.field(default_factory=dict)
     """What tasks request from now on, after they exceeded their memory; their definitions stay."""

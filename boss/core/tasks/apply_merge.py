@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from boss.core.model.outbox import Outbox
+from boss.core.model.packed import drained
 from boss.core.model.rows import RunImage
 from boss.core.tasks.arrays import ends_in, load_arrays, made_in
 from boss.core.tasks.attempts import Attempts
@@ -21,12 +22,15 @@ def overlay(image: RunImage, book: TaskBook) -> None:
 
 
 def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attempts: Attempts, now: float) -> None:
-    """Write the decision, stop attempts of redone and dropped tasks, and plant the tasks to be done."""
+    """Write the decision, stop attempts of redone and dropped tasks, and plant the tasks to be done.
+
+    Uses the decision up: a push may have a million rows, which are freed while they become nodes of the graph.
+    """
     writes, nodes = outbox.writes, book.graph.nodes
     run = book.run_of(image.run)
     writes.runs[run.row.run_no] = run.row
     book.release(run)
-    writes.stored.extend(merged.stored)
+    writes.stored.extend(merged.stored, merged.bodies)
     writes.tasks.update(merged.moved)
     writes.dropped_tasks.extend(merged.dropped)
     known = {task_no for task_no in merged.disturbed if task_no in nodes}
@@ -45,10 +49,16 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     attempts.inits.forget(again)
     attempts.inits.try_again([row.task_no for row in image.tasks if row.init])
     # A task that ended early (cancelled) is not in the graph, but its dependencies may still have edges to it.
-    cut = merged.disturbed | {row.task_no for row in merged.rewired}
-    book.graph.cut_edges_into([row for row in image.tasks if row.task_no in cut])
+    rewired = {row.task_no for row in merged.rewired}
+    book.graph.cut_edges_into([row for row in image.tasks if row.task_no in merged.disturbed or row.task_no in rewired])
     book.graph.remove(known)
-    book.plant(merged.planted, now)
+    ended = [row for row in merged.stored if row.state in ENDED]
+    arrays = [row for row in merged.rows.values() if row.elements is not None]
+    if not arrays:
+        merged.rows.clear()
+    merged.stored.clear()
+    merged.disturbed.clear()
+    book.plant(drained(merged.planted), now)
     for attempt in unwanted:
         if attempt.task_no in nodes:  # with its attempt count, which the row of a waiting task may lack
             book.write(nodes[attempt.task_no])
@@ -58,7 +68,6 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         states = {state: run.states.get(state, 0) + states.get(state, 0) for state in TaskState}
     if any(count for state, count in states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)
-    arrays = [row for row in merged.rows.values() if row.elements is not None]
     for array_no in merged.dropped:
         book.forget_array(array_no)
     if arrays:
@@ -67,6 +76,5 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         load_arrays(book, arrays, ends_in(merged.rows.values()), made, closed)
     book.recount(run, states)
     if run.row.run_no in book.ends:
-        for task in merged.stored:
-            if task.row.state in ENDED:
-                book.note_end(task.row)
+        for row in ended:
+            book.note_end(row)

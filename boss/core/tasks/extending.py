@@ -5,18 +5,18 @@ Functions of the run's image and of the decision about it. `merging` decides eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from boss.core.model.rows import RunImage, TaskRow
 from boss.core.tasks.merging import Merge
 from ecloud.formats.arrays import element_id
 from ecloud.formats.checking import cycle_text
-from ecloud.formats.graph import find_cycles
+from ecloud.formats.graph import Outline, find_cycles
 from ecloud.model.ranges import Indices
-from ecloud.model.tasks import Dependency, TaskDefinition
+from ecloud.model.tasks import TaskDefinition
 
 
-def names_elements(definitions: Sequence[TaskDefinition]) -> bool:
+def names_elements(definitions: Collection[TaskDefinition]) -> bool:
     """Whether the list has arrays, or ids like those of elements: the whole run tells what these are."""
     return any(
         task.array is not None or task.id.endswith("]") or any(on.id.endswith("]") for on in task.dependencies)
@@ -24,7 +24,7 @@ def names_elements(definitions: Sequence[TaskDefinition]) -> bool:
     )
 
 
-def misfits(definitions: Sequence[TaskDefinition], image: RunImage) -> Iterator[str]:
+def misfits(definitions: Collection[TaskDefinition], image: RunImage) -> Iterator[str]:
     """Name each dependency that neither the list nor the run has, or that is an element of an array, and each id that
     the run uses otherwise."""
     rows = {row.id: row for row in image.tasks}
@@ -72,9 +72,8 @@ def cycles(merged: Merge) -> list[str]:
     count, too: they may be done again."""
     rows = merged.rows.values()
     names = {row.task_no: row.id for row in rows}
-    edges = [(row.id, [*row.dependencies, *(row.elements.each if row.elements is not None else ())]) for row in rows]
-    graph = [
-        TaskDefinition(id, dependencies=tuple([Dependency(names[no]) for no, _ in before if no in names]))
-        for id, before in edges
-    ]
-    return [f"task {cycle[0]}: dependencies: {cycle_text(cycle)}" for cycle in find_cycles(graph)]
+    outline = Outline()
+    for row in rows:
+        before = [*row.dependencies, *(row.elements.each if row.elements is not None else ())]
+        outline.add(row.id, [names[no] for no, _ in before if no in names])
+    return [f"task {cycle[0]}: dependencies: {cycle_text(cycle)}" for cycle in find_cycles(outline)]

@@ -23,19 +23,23 @@ MOST_BYTES = 2**50
 """Larger sizes that a worker reports are ignored."""
 
 
-def note_shared(definitions: Sequence[TaskDefinition], merged: Merge, known: KnownInputs) -> None:
+def note_shared(definitions: Iterable[TaskDefinition], merged: Merge, known: KnownInputs) -> None:
     """Before tasks of a push are stored: note the requirements that they share with other tasks, or that a worker is
     known to have."""
     uses = Counter(path for definition in definitions for path in {wanted.path for wanted in definition.requirements})
     if not uses:
         return
     found = {}
-    for task in merged.stored:
-        paths = {wanted.path for wanted in task.definition.requirements}
+    stored = {row.id: row for row in merged.stored}
+    alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for definition in definitions:
+        row = stored.get(definition.id)
+        paths = {wanted.path for wanted in definition.requirements} if row is not None else ()
         shared = [path for path in paths if uses[path] > 1 or path in known]
-        if shared:
+        if row is not None and shared:
             shared.sort(key=lambda path: (-uses[path], path))
-            found[task.row.task_no] = task.row.inputs = tuple(sorted(shared[:SHARED_MOST]))
+            inputs = tuple(sorted(shared[:SHARED_MOST]))
+            found[row.task_no] = row.inputs = alike.setdefault(inputs, inputs)
     for row in merged.planted:
         if row.task_no in found:
             row.inputs = found[row.task_no]

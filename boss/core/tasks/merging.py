@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Set
+from itertools import chain
+from typing import Any, TypeVar
 
 import msgspec
 
 from boss.core.model.arrays import encode_entries
+from boss.core.model.packed import Packed
 from boss.core.model.rows import (
     MAKES_NOTHING,
     MAKES_RESULTS,
     MAKES_UNLESS_THERE,
     ArrayRow,
+    Body,
     RunImage,
     TaskMoved,
     TaskRow,
@@ -27,11 +31,13 @@ from boss.core.model.rows import (
 )
 from ecloud.formats.graph import dependency_order, predecessors_of
 from ecloud.model.ranges import Indices, Ranges
-from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, definition_json
+from ecloud.model.tasks import ENDED, Condition, Resources, Retries, TaskDefinition, TaskState, definition_json
 from ecloud.model.wire import PushOptions
 
 _AGAIN = frozenset({TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
 _NOT_STARTED = frozenset({TaskState.WAITING, TaskState.READY})
+_NO_RETRIES = Retries()
+_Value = TypeVar("_Value")
 
 
 class Allocation:
@@ -67,7 +73,9 @@ class Merge(msgspec.Struct):
     retried, they wait for these); `inits`: all init rows; `states`: counts afterwards, without init tasks.
     """
 
-    stored: list[TaskStored] = msgspec.field(default_factory=list)
+    stored: list[TaskRow] = msgspec.field(default_factory=list)
+    bodies: Packed[Body] = msgspec.field(default_factory=lambda: Packed(Body))
+    """Of the stored rows, in their order."""
     moved: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
     dropped: list[int] = msgspec.field(default_factory=list)
     planted: list[TaskRow] = msgspec.field(default_factory=list)
@@ -91,7 +99,7 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
     elements = None
     if definition.array is not None:
         entries, last = definition.array.entries, Indices.of(definition.array.indices).count - 1
-        definition = msgspec.structs.replace(definition, array=msgspec.structs.replace(definition.array, entries=()))
+        definition = without_entries(definition)
         json = definition_json(definition)
         indices, pending = definition.array.indices if definition.array else "", str(Ranges([(0, last)]))
         elements = ArrayRow(task_no, run_no, 0, indices, pending, template=json, entries=encode_entries(entries))
@@ -111,7 +119,35 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
         definition_hash=digest,
         elements=elements,
     )
-    return TaskStored(row, definition, json)
+    return TaskStored(row, definition.labels, json)
+
+
+def without_entries(definition: TaskDefinition) -> TaskDefinition:
+    """An array as it is stored: its entries have rows of their own."""
+    array = definition.array
+    if array is None:
+        return definition
+    return msgspec.structs.replace(definition, array=msgspec.structs.replace(array, entries=()))
+
+
+class Alike:
+    """One object for each of the few different values that the rows of a list have in common."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+        self._asks: dict[tuple[tuple[str, float], ...], Resources] = {}
+
+    def one(self, value: _Value) -> _Value:
+        """The first value that equalled this one."""
+        known: _Value = self._known.setdefault(value, value)
+        return known
+
+    def share(self, row: TaskRow) -> TaskRow:
+        """Return the row, with values of earlier rows where these are equal."""
+        row.asks = self._asks.setdefault(tuple(row.asks.items()), row.asks)
+        row.retries = _NO_RETRIES if row.retries == _NO_RETRIES else self.one(row.retries)
+        row.label = self.one(row.label)
+        return row
 
 
 def _as_compared(definition: TaskDefinition) -> TaskDefinition:
@@ -127,7 +163,7 @@ def _as_compared(definition: TaskDefinition) -> TaskDefinition:
 
 def merge(
     image: RunImage,
-    definitions: Sequence[TaskDefinition],
+    definitions: Packed[TaskDefinition],
     options: PushOptions,
     existing_results: frozenset[str],
     allocation: Allocation,
@@ -136,24 +172,23 @@ def merge(
     merged = Merge()
     old = {row.id: row for row in image.tasks}
     before_states = count_states(image)
-    by_id = {definition.id: definition for definition in definitions}
-    gone = _unseated(image, by_id)
     rows: dict[str, TaskRow] = {}
     fresh: dict[int, TaskRow] = {}
     skipped: set[int] = set()
     changed: set[str] = set()
     decisions: Counter[str] = Counter()
+    alike = Alike()
     for definition in _in_order(definitions):
         before = old.get(definition.id)
         task = new_task(definition, 0, image.run.run_no, options.keep_dirs)
-        row = task.row
+        row = alike.share(task.row)
         decision = _decide(before, row, definition, options, changed)
         decisions[decision] += 1 if row.elements is None else Indices.of(row.elements.indices).count
         if decision == "kept":
             assert before is not None
             rows[definition.id] = before
             continue
-        if decision in ("new", "replaced"):
+        if old and decision in ("new", "replaced"):
             changed.add(definition.id)
         row.task_no = before.task_no if before is not None else allocation.next_task_no()
         row.attempts = before.attempts if before is not None else 0
@@ -163,7 +198,7 @@ def merge(
                 {
                     (rows.get(wanted.id) or old[wanted.id]).task_no: wanted.on
                     for wanted in definition.dependencies
-                    if not (by_id.get(wanted.id) or old[wanted.id]).init and not wanted.each
+                    if not (rows.get(wanted.id) or old[wanted.id]).init and not wanted.each
                 }.items()
             )
         if row.elements is not None:
@@ -173,27 +208,32 @@ def merge(
             _number_elements(row, before if decision == "anew" else None, allocation)
         if _results_exist(definition, options, existing_results):
             skipped.add(row.task_no)
-        merged.stored.append(task)
+        merged.stored.append(row)
+        merged.bodies.append(Body(alike.one(task.labels), task.json))
+    gone = _unseated(image, rows)
     replaced = {row.task_no for name, row in old.items() if row.elements is not None and name in changed}
     gone |= {row.task_no for row in image.tasks if row.array in replaced}
     if options.merge_strategy == "replace":
-        gone |= {row.task_no for row in image.tasks if row.id not in by_id}
+        gone |= {row.task_no for row in image.tasks if row.id not in rows}
         decisions["dropped"] = len(gone)
     else:
-        merged.problems = _left_waiting(image, replaced, by_id)
+        merged.problems = _left_waiting(image, replaced, rows)
     merged.dropped = sorted(gone)
     decisions["skipped"] = len(skipped)
-    listed = {row.task_no for row in rows.values()}
-    for row in image.tasks:  # elements of kept arrays
-        if row.array in listed and row.task_no not in gone and row.state in _AGAIN:
-            fresh[row.task_no] = row
-    staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in fresh]
+    listed = {row.task_no for row in rows.values() if row.elements is not None}
+    del rows  # a list may have millions of tasks
+    again = {  # elements of kept arrays
+        row.task_no: row
+        for row in image.tasks
+        if row.array in listed and row.task_no not in gone and row.task_no not in fresh and row.state in _AGAIN
+    }
+    stored = fresh.keys()
+    redone = stored | again.keys() if again else stored
+    staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in redone]
     merged.disturbed |= gone
     # A part of a run lacks tasks that a named one waits for: only what is new has a state to compute.
     around = {row.task_no for row in staying} if image.is_part else set()
-    replant(merged, [*staying, *fresh.values()], set(fresh), skipped, around)
-    for task in merged.stored:
-        merged.moved.pop(task.row.task_no, None)
+    replant(merged, chain(staying, fresh.values(), again.values()), redone, skipped, around, stored)
     if image.is_part:
         as_change(merged, before_states)
     merged.decisions = {decision: count for decision, count in decisions.items() if count}
@@ -223,7 +263,7 @@ def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocatio
         elements.first_no = allocation.next_task_nos(Indices.of(elements.indices).count)
 
 
-def _left_waiting(image: RunImage, replaced: set[int], by_id: dict[str, TaskDefinition]) -> list[str]:
+def _left_waiting(image: RunImage, replaced: set[int], listed: dict[str, TaskRow]) -> list[str]:
     """A sentence for each unfinished array that waits for elements of a replaced array and is not in the list. Its
     elements that are ready would start before those that they wait for now."""
     names = {row.task_no: row.id for row in image.tasks}
@@ -231,29 +271,29 @@ def _left_waiting(image: RunImage, replaced: set[int], by_id: dict[str, TaskDefi
         f"array {row.id} waits for the elements of array {names[array_no]}, which this list changes: "
         f"add array {row.id} to the list, or cancel it first"
         for row in image.tasks
-        if row.elements is not None and row.id not in by_id and row.state not in ENDED
+        if row.elements is not None and row.id not in listed and row.state not in ENDED
         for array_no, _ in row.elements.each
         if array_no in replaced
     ]
 
 
-def _unseated(image: RunImage, by_id: dict[str, TaskDefinition]) -> set[int]:
+def _unseated(image: RunImage, listed: dict[str, TaskRow]) -> set[int]:
     """Tasks to remove because the list uses their names otherwise: single tasks that are elements of an array now, and
     arrays with elements that are single tasks now."""
     rows = {row.task_no: row for row in image.tasks}
     gone: set[int] = set()
     single: set[int] = set()
-    arrays = {name: Indices.of(task.array.indices) for name, task in by_id.items() if task.array is not None}
+    arrays = {name: Indices.of(row.elements.indices) for name, row in listed.items() if row.elements is not None}
     for row in image.tasks:
-        if row.array and row.id in by_id:
+        if row.array and row.id in listed:
             single.add(row.array)
         elif not row.array and row.id.endswith("]"):
             name, _, index = row.id[:-1].rpartition("[")
             if name in arrays and index.isascii() and index.isdigit() and arrays[name].position(int(index)) is not None:
                 gone.add(row.task_no)
     for array_no in single:
-        gone |= {row.task_no for row in image.tasks if row.array == array_no and row.id not in by_id}
-        gone |= {array_no} if rows[array_no].id not in by_id else set()
+        gone |= {row.task_no for row in image.tasks if row.array == array_no and row.id not in listed}
+        gone |= {array_no} if rows[array_no].id not in listed else set()
     for row in image.tasks:
         if row.array in single:
             row.array = 0
@@ -291,14 +331,15 @@ def _results_exist(definition: TaskDefinition, options: PushOptions, existing: f
 def replant(
     merged: Merge,
     run_rows: Iterable[TaskRow],
-    fresh: set[int],
+    fresh: Set[int],
     skipped: Iterable[int] = (),
     around: Set[int] = frozenset(),
+    stored: Set[int] = frozenset(),
 ) -> None:
     """Compute the state of `fresh` tasks (to be done, or redone) and of waiting ones, and the rows for the graph.
 
     `run_rows`: the whole run after the decision, or all that it affects. They are changed in place, except those
-    `around`; `skipped` ones count as succeeded.
+    `around`; `skipped` ones count as succeeded; `stored` ones are written with their state, and need no move.
     """
     rows = merged.rows = {row.task_no: row for row in run_rows}
     _put_back(merged, rows, fresh)
@@ -306,6 +347,8 @@ def replant(
     ended: dict[int, TaskState] = {no: row.state for no, row in rows.items() if no not in fresh and row.state in ENDED}
     open_of: dict[int, int] = {}
     dependents: dict[int, list[TaskRow]] = {}
+    """Of tasks whose end, or whose removal from the graph, concerns others. Without an end, as in a new run, none."""
+    may_end = bool(ended or skipped)
     unsettled = [
         row
         for row in rows.values()
@@ -316,7 +359,8 @@ def replant(
         for on_task_no, _ in row.dependencies:
             if on_task_no in rows and on_task_no not in ended:
                 count += 1
-                dependents.setdefault(on_task_no, []).append(row)
+                if may_end or row.task_no not in fresh:
+                    dependents.setdefault(on_task_no, []).append(row)
         open_of[row.task_no] = count
     # A task that a dependency has made impossible does not wait for its others.
     todo = deque(
@@ -343,7 +387,8 @@ def replant(
                     todo.append(dependent)
     for row in unsettled:
         state, reason = settled.get(row.task_no, (TaskState.WAITING, ""))
-        _place_row(merged, row, state, reason, row.task_no in fresh)
+        if _place_row(merged, row, state, reason, row.task_no in fresh) and row.task_no not in stored:
+            merged.moved[row.task_no] = TaskMoved(state, reason, row.attempts, row.retries_used, row.not_before)
     _finish(merged, rows, ended, dependents)
 
 
@@ -392,16 +437,15 @@ def _because(dependency: TaskRow, state: TaskState) -> str:
     return text if state is not TaskState.SUCCEEDED else f"{text}; this one runs only if it does not"
 
 
-def _place_row(merged: Merge, row: TaskRow, state: TaskState, reason: str, fresh: bool) -> None:
+def _place_row(merged: Merge, row: TaskRow, state: TaskState, reason: str, fresh: bool) -> bool:
+    """Set the row's state. Returns whether that is a change."""
     if fresh:
-        merged.disturbed.add(row.task_no)
         row.retries_used, row.not_before = 0, 0.0
     elif row.state is state:
-        return
-    else:
-        merged.disturbed.add(row.task_no)
+        return False
+    merged.disturbed.add(row.task_no)
     row.state, row.reason = state, reason
-    merged.moved[row.task_no] = TaskMoved(state, reason, row.attempts, row.retries_used, row.not_before)
+    return True
 
 
 def _finish(
@@ -437,8 +481,8 @@ def _finish(
             merged.rewired.append(msgspec.structs.replace(row, dependencies=open_ones))
 
 
-def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:
+def _in_order(definitions: Packed[TaskDefinition]) -> Packed[TaskDefinition]:
     """Sort dependencies first; otherwise in the list's order."""
     order = dependency_order(predecessors_of(definitions))
     assert len(order) == len(definitions), "a cycle got past the check"
-    return [definitions[index] for index in order]
+    return definitions.in_order(order)

@@ -9,7 +9,7 @@ import pytest
 from databases import MariaDb, statements
 from sqlalchemy.engine import Engine
 
-from boss.core.model.rows import AttemptRow, RunRow, TaskMoved, TaskStored, Writes
+from boss.core.model.rows import AttemptRow, RunRow, StoredTasks, TaskMoved, TaskStored, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.store import CommitRefused, Store
 from ecloud.db.database import make_engine, migrate
@@ -47,14 +47,14 @@ def write(store: Store, **fields: Any) -> None:
 def test_what_fits_into_a_value_is_stored_also_where_escaping_doubles_it(store: Store) -> None:
     assert store.value_bytes is not None
     stored = [task(1, store.value_bytes - 1_000), *(task(number, 100_000) for number in range(2, 12))]
-    write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
+    write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks(stored))
     assert store.definitions([1, 5]) == {1: stored[0].json, 5: stored[4].json}
 
 
 def test_a_long_value_costs_the_other_rows_no_statements(store: Store, engine: Engine) -> None:
     stored = [task(1, 500_000), *(task(number, 10) for number in range(2, 202))]
     with statements(engine) as asked:
-        write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
+        write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks(stored))
     into_definitions = [sql for sql in asked if "INTO definitions" in sql]
     assert len(into_definitions) == 2, "one for the 200 short ones, one for the beginning of the long one"
     assert len(store.definitions(range(1, 202))) == 201
@@ -62,14 +62,14 @@ def test_a_long_value_costs_the_other_rows_no_statements(store: Store, engine: E
 
 def test_a_longer_value_is_refused_with_the_remedy_and_the_next_batch_is_taken(store: Store) -> None:
     with pytest.raises(CommitRefused, match=r"raise its max_allowed_packet .* to 16,777,216"):
-        write(store, runs={1: RunRow(1, "r", NOW)}, stored=[task(1, 2 * MB)])
-    write(store, runs={1: RunRow(1, "r", NOW)}, stored=[task(1, 10)])
+        write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks([task(1, 2 * MB)]))
+    write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks([task(1, 10)]))
     assert len(store.definitions([1])) == 1
 
 
 def test_whatever_ends_and_moves_at_once_is_stored(store: Store) -> None:
     numbers = range(1, 61)
-    write(store, runs={1: RunRow(1, "r", NOW)}, stored=[task(number, 10) for number in numbers])
+    write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks([task(number, 10) for number in numbers]))
     manifest = tuple(ManifestEntry(f"{index}/{'p' * 200}", 3, "a" * 64) for index in range(9_000))
     outcomes = [Outcome(n, 1, Cause.EXIT, error="🦀" * 64_000, command="\\" * 3_000_000) for n in numbers]
     attempts = {(o.task_no, 1): AttemptRow(o.task_no, 1, 1, "w", AttemptState.ENDED, outcome=o) for o in outcomes}

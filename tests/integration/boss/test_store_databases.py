@@ -14,7 +14,7 @@ from databases import statements
 from pymysql.connections import Connection
 from sqlalchemy.engine import Engine
 
-from boss.core.model.rows import AttemptRow, PushAnswered, RunRow, TaskMoved, WorkerRow, Writes
+from boss.core.model.rows import AttemptRow, PushAnswered, RunRow, StoredTasks, TaskMoved, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.statements import StatementQueue, transaction
 from boss.store.store import CommitRefused, Store, StoreAway
@@ -40,7 +40,7 @@ def store(engine: Engine) -> Store:
         task = new_task(definition, number, 1, keep_dir=False)
         task.row.state = TaskState.RUNNING
         stored.append(task)
-    store.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}, stored=stored), NOW)
+    store.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks(stored)), NOW)
     return store
 
 
@@ -123,10 +123,10 @@ def test_a_batch_takes_one_round_trip_to_a_server_and_a_large_one_a_few_more(mar
     stored = [new_task(TaskDefinition("a", ("true",)), 1, 1, keep_dir=False)]
     given = {(1, 1): AttemptRow(1, 1, 1, "w", AttemptState.ASSIGNED, NOW)}
     write(store, runs={9: RunRow(9, "other", NOW)})  # reads the next numbers
-    assert packets(store, runs=run, stored=stored, pushes=push, attempts=given) == 1
+    assert packets(store, runs=run, stored=StoredTasks(stored), pushes=push, attempts=given) == 1
     assert [row.id for row in store.load().tasks] == ["a"]
     many = [new_task(TaskDefinition(str(no), ("x" * 4_000,)), no, 1, keep_dir=False) for no in range(2, 302)]
-    assert 1 < packets(store, stored=many) < 12
+    assert 1 < packets(store, stored=StoredTasks(many)) < 12
     assert len(store.definitions(range(302))) == 301
 
 
@@ -152,10 +152,10 @@ def test_a_statement_refused_in_the_middle_of_a_packet_leaves_nothing_of_its_bat
     store = Store(mariadb_engine)
     store.lead("one:1", NOW)
     stored = [new_task(TaskDefinition("a", ("true",)), 1, 1, keep_dir=False)]
-    write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
+    write(store, runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks(stored))
     twice = [new_task(TaskDefinition("a", ("true",)), no, 1, keep_dir=False) for no in (2, 3)]  # one name
     with pytest.raises(CommitRefused, match="Duplicate"):
-        write(store, runs={1: RunRow(1, "changed", NOW)}, stored=twice, context={"x": "y"})
+        write(store, runs={1: RunRow(1, "changed", NOW)}, stored=StoredTasks(twice), context={"x": "y"})
     snapshot = store.load()
     assert [run.name for run in snapshot.runs] == ["r"]
     assert "x" not in snapshot.context

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, VmRow, WorkerRow, Writes
+from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, StoredTasks, VmRow, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.store import Store
 from ecloud.db.database import make_engine, migrate
@@ -72,7 +72,7 @@ class Cluster:
             )
             attempt = msgspec.structs.replace(attempt, task_no=self._tasks, run_no=run_no, outcome=outcome)
             attempts = {(self._tasks, attempt.number): attempt}
-        self.write(stored=[task], attempts=attempts)
+        self.write(stored=StoredTasks([task]), attempts=attempts)
         return self._tasks
 
     def attempt(self, worker: str, state: AttemptState, number: int = 1, **outcome: Any) -> AttemptRow:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from boss.core.model.effects import LoadRun
-from boss.core.model.rows import AttemptRow, RunRow, WorkerRow, Writes
+from boss.core.model.rows import AttemptRow, RunRow, StoredTasks, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.store import Store
 from ecloud.cli.transfer_text import transfer_line
@@ -54,7 +54,7 @@ class Shelf:
         if attempt is not None:
             outcome = attempt.outcome and msgspec.structs.replace(attempt.outcome, task_no=self.count)
             attempts = {(self.count, 1): msgspec.structs.replace(attempt, task_no=self.count, outcome=outcome)}
-        self.write(stored=[task], attempts=attempts)
+        self.write(stored=StoredTasks([task]), attempts=attempts)
         return self.count
 
     def lacking(self, id: str, path: str, after: tuple[int, ...] = ()) -> int:

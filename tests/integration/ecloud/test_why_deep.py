@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from boss.core.model.rows import RunRow, TaskStored, Writes
+from boss.core.model.rows import RunRow, StoredTasks, TaskStored, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.store import Store
 from ecloud.db.database import make_engine, migrate
@@ -87,7 +87,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         *layers(4, ranges[3][0]),
         *fan_in(5, ranges[4][0]),
     ]
-    writes = Writes(runs={no: RunRow(no, name) for no, name in enumerate(runs, 1)}, stored=stored)
+    writes = Writes(runs={no: RunRow(no, name) for no, name in enumerate(runs, 1)}, stored=StoredTasks(stored))
     store.commit(1, writes, 0.0)
     yield engine
     engine.dispose()

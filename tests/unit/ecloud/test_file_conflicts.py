@@ -11,7 +11,7 @@ import networkx
 import pytest
 
 from ecloud.formats import ReadOptions, TaskList, TaskListWrong, check, read_task_list
-from ecloud.formats.graph import dependency_order, find_cycles, predecessors_of, unordered
+from ecloud.formats.graph import Outline, dependency_order, find_cycles, predecessors_of, unordered
 from ecloud.model.tasks import Dependency, Requirement, Result, TaskDefinition
 
 
@@ -160,7 +160,7 @@ def test_unordered_pairs_are_those_of_the_oracle(seed: int) -> None:
 def test_each_named_cycle_is_one_and_each_knot_has_one(seed: int) -> None:
     tasks = graph_of(seed, 30, with_cycles=True)
     waits = {task.id: {dependency.id for dependency in task.dependencies} for task in tasks}
-    cycles = list(find_cycles(tasks))
+    cycles = list(find_cycles(Outline(tasks)))
     for cycle in cycles:
         assert cycle[0] == cycle[-1]
         assert all(before in waits[after] for before, after in itertools.pairwise(cycle))
