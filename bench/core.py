@@ -155,12 +155,12 @@ def _resident_bytes() -> int:
 def _one_size(size: int) -> dict[str, float]:
     gc.disable()
     snapshot = _snapshot(size)
-    # Rows are freed as nodes are made: the boss's memory is what remains after the snapshot is gone.
+    rows = list(snapshot.tasks)  # kept until the nodes were weighed: their memory would be used again
     with_rows = _resident_bytes()
     boss = Boss(snapshot, BossConfig(pools=(PoolConfig("none", {"cpus": 1.0}),)), 0.0)
     weight = (_resident_bytes() - with_rows) / size
-    ids = sum(sys.getsizeof(row.id) + 2 * sys.getsizeof(row.task_no) for row in snapshot.tasks) / size
-    del snapshot
+    ids = sum(sys.getsizeof(row.id) + 2 * sys.getsizeof(row.task_no) for row in rows) / size
+    del snapshot, rows
     gc.enable()
     gc.collect()
     gc.freeze()

@@ -12,6 +12,8 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 
+import msgspec
+
 from ecloud.formats.array_checks import array_problem, samples, with_elements, with_other_paths
 from ecloud.formats.arrays import count_of, indices_of
 from ecloud.formats.file_conflicts import find_file_conflicts
@@ -70,19 +72,29 @@ Say = Callable[[str, str], None]
 """Takes (field, sentence)."""
 
 
-def check(tasks: Collection[TaskDefinition], max_tasks: int = MAX_TASKS, all_named: bool = True) -> list[str]:
+def check(
+    tasks: Collection[TaskDefinition],
+    max_tasks: int = MAX_TASKS,
+    all_named: bool = True,
+    outline: Outline | None = None,
+) -> list[str]:
     """List every problem as a line that names task and field: at most 1,000 lines, and a last one that counts the rest.
 
     Returns an empty list if the tasks are valid. `all_named` False: dependencies may be tasks that are not in the list.
     The list may be one that decodes its tasks each time that it is read: none of them is kept, unless it names files.
+    `outline`: an empty one, to which the tasks are added.
     """
     problems = Problems()
-    find_problems(tasks, problems, max_tasks, all_named)
+    find_problems(tasks, problems, max_tasks, all_named, outline)
     return problems.lines
 
 
 def find_problems(
-    tasks: Collection[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
+    tasks: Collection[TaskDefinition],
+    problems: Problems,
+    max_tasks: int = MAX_TASKS,
+    all_named: bool = True,
+    outline: Outline | None = None,
 ) -> list[str]:
     """Add all problems to `problems`; return notes about possible ones.
 
@@ -100,7 +112,7 @@ def find_problems(
         return []
     if not tasks and problems.is_empty:
         problems.add("", "", "the list has no tasks")
-    outline = Outline()
+    outline = Outline() if outline is None else outline
     each: list[TaskDefinition] = []
     makes_files = False
 
@@ -132,8 +144,14 @@ def find_problems(
                     problems.add(f"task {shown(id)}", "dependencies", f"there is no task {shown(name)}")
     for cycle in find_cycles(outline):
         problems.add(f"task {shown(cycle[0])}", "dependencies", cycle_text(cycle))
-    del outline
-    return find_file_conflicts(with_elements(list(tasks)), problems) if makes_files else []
+    return find_file_conflicts(with_elements(_with_files(tasks)), problems) if makes_files else []
+
+
+def _with_files(tasks: Collection[TaskDefinition]) -> Sequence[TaskDefinition]:
+    """Return the tasks as a list; if they must be decoded for that, without what has no influence on files."""
+    if isinstance(tasks, Sequence):
+        return tasks
+    return [msgspec.structs.replace(task, commands=(), resources={}, labels=(), env={}, call=None) for task in tasks]
 
 
 def cycle_text(cycle: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ class Outline:
         self.ids: list[str] = []
         self.wanted: list[tuple[str, ...]] = []
         self.position: dict[str, int] = {}
+        self._order: list[int] | None = None
         for task in tasks:
             self.add(task.id, [dependency.id for dependency in task.dependencies])
 
@@ -45,6 +46,12 @@ class Outline:
             else:
                 found.append(())
         return found
+
+    def order(self) -> list[int]:
+        """`dependency_order` of the tasks. Call it when all are added."""
+        if self._order is None:
+            self._order = dependency_order(self.predecessors())
+        return self._order
 
 
 def predecessors_of(tasks: Iterable[TaskDefinition]) -> list[tuple[int, ...]]:
@@ -70,12 +77,12 @@ def dependency_order(predecessors: Sequence[Collection[int]]) -> list[int]:
 
 def find_cycles(outline: Outline) -> Iterator[list[str]]:
     """One cycle of each strongly connected component: ids in execution order, the first repeated at the end."""
-    predecessors = outline.predecessors()
-    order = dependency_order(predecessors)
-    if len(order) == len(predecessors):
+    order = outline.order()
+    if len(order) == len(outline.ids):
         return
     import networkx
 
+    predecessors = outline.predecessors()
     left = sorted(set(range(len(predecessors))).difference(order))
     graph = networkx.DiGraph()
     graph.add_nodes_from(left)

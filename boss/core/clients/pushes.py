@@ -5,6 +5,7 @@ Owns pushes without an answer. The function `merging.merge` decides what a push 
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ from boss.core.tasks.merging import Allocation, merge, without_entries
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.formats import check
 from ecloud.formats.arrays import ENTRIES_A_PART, join_arrays
+from ecloud.formats.graph import Outline
 from ecloud.formats.large_tasks import largest_part
 from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
@@ -65,8 +67,12 @@ class Push(msgspec.Struct, eq=False):
     whole: bool = False
     """It disturbs tasks that others may wait for: the whole run must be read."""
     has_arrays: bool = False
+    looks: bool = False
+    """Whether tasks have results that may exist already, which makes a difference."""
     definitions: Packed[TaskDefinition] = msgspec.field(default_factory=lambda: Packed(TaskDefinition))
     """All tasks, in order, once all chunks are there; arrays with all their entries."""
+    order: Sequence[int] = ()
+    """Positions in `definitions`, dependencies first, once they were checked."""
 
     def add(self, k: int, tasks: tuple[TaskDefinition, ...], size: int) -> None:
         """Keep chunk `k` of `size` bytes."""
@@ -76,6 +82,17 @@ class Push(msgspec.Struct, eq=False):
         self.size += size
         self.count += len(tasks)
         self.has_arrays = self.has_arrays or any(task.array is not None for task in tasks)
+        self.looks = self.looks or any(self._looks_for(task) for task in tasks)
+
+    def _looks_for(self, task: TaskDefinition) -> bool:
+        may_exist = self.options.skip_existing or not task.overwrite_result
+        return may_exist and task.array is None and bool(task.results)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Paths of the results that may exist already."""
+        tasks = self.definitions if self.looks else ()
+        return tuple([result.path for task in tasks if self._looks_for(task) for result in task.results])
 
     def join(self) -> None:
         """Put the chunks together."""
@@ -183,7 +200,8 @@ class Pushes:
         push.join()
         definitions = push.definitions
         extends = push.options.merge_strategy == EXTEND
-        problems = check(definitions, self._config.max_tasks_per_push, all_named=not extends)
+        outline = Outline()
+        problems = check(definitions, self._config.max_tasks_per_push, all_named=not extends, outline=outline)
         if extends and any(task.init for task in definitions):
             problems = ["a push that extends a run has no init tasks", *problems]
         if not push.options.run or len(push.options.run) > 255:
@@ -195,15 +213,11 @@ class Pushes:
         if problems:
             self._reject(push, problems)
             return
-        wanted = [
-            result.path
-            for task in definitions
-            if (push.options.skip_existing or not task.overwrite_result) and task.array is None
-            for result in task.results
-        ]
-        if wanted:
+        push.order = array("l", outline.order())
+        del outline  # it is large, and the push may be decided at once
+        if wanted := push.wanted:
             push.stage = "looking"
-            self._outbox.call(FindResults(self._token(push), tuple(wanted)))
+            self._outbox.call(FindResults(self._token(push), wanted))
         else:
             self._load(push, now)
 
@@ -266,7 +280,8 @@ class Pushes:
             return
         if extends and push.client is not None:
             self._calls.watch(push.client, image.run.run_no)  # before any of its calls can end
-        merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
+        in_order = push.definitions.in_order(push.order)
+        merged = merge(image, in_order, push.options, push.existing, self._allocation)
         if extends and not image.is_part:
             merged.problems += extending.cycles(merged)
         if problems := merged.problems or self._too_long(push.definitions, merged.stored):

@@ -71,7 +71,8 @@ class Packed(Collection[_Item], Generic[_Item]):
         return any(other == item for other in self)
 
     def in_order(self, positions: Sequence[int]) -> Packed[_Item]:
-        """The items at these positions, in this order."""
+        """The items, each at another of these positions."""
+        assert len(positions) == len(self)
         if all(map(int.__eq__, positions, range(len(self)))):
             return self
         if not self._parts:

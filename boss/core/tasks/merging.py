@@ -29,7 +29,6 @@ from boss.core.model.rows import (
     TaskRow,
     TaskStored,
 )
-from ecloud.formats.graph import dependency_order, predecessors_of
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, Condition, Resources, Retries, TaskDefinition, TaskState, definition_json
 from ecloud.model.wire import PushOptions
@@ -168,7 +167,7 @@ def merge(
     existing_results: frozenset[str],
     allocation: Allocation,
 ) -> Merge:
-    """Merge checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
+    """Merge checked `definitions` (ids unique, dependencies first) into the run."""
     merged = Merge()
     old = {row.id: row for row in image.tasks}
     before_states = count_states(image)
@@ -178,7 +177,7 @@ def merge(
     changed: set[str] = set()
     decisions: Counter[str] = Counter()
     alike = Alike()
-    for definition in _in_order(definitions):
+    for definition in definitions:
         before = old.get(definition.id)
         task = new_task(definition, 0, image.run.run_no, options.keep_dirs)
         row = alike.share(task.row)
@@ -479,10 +478,3 @@ def _finish(
             merged.planted.append(row if are_all else msgspec.structs.replace(row, dependencies=open_ones))
         elif row.state is TaskState.RUNNING and any(edge[0] in merged.disturbed for edge in row.dependencies):
             merged.rewired.append(msgspec.structs.replace(row, dependencies=open_ones))
-
-
-def _in_order(definitions: Packed[TaskDefinition]) -> Packed[TaskDefinition]:
-    """Sort dependencies first; otherwise in the list's order."""
-    order = dependency_order(predecessors_of(definitions))
-    assert len(order) == len(definitions), "a cycle got past the check"
-    return definitions.in_order(order)
