@@ -393,6 +393,21 @@ def test_ids_are_any_unicode_and_compare_by_byte(store: AnyStore) -> None:
         assert store.select(SelectTasks(1, ids=(id,)))[1:] == ({number}, "")
 
 
+def test_a_large_batch_whose_last_task_is_refused_leaves_nothing(store: AnyStore) -> None:
+    tasks = [stored(no, f"t{no}", after={no - 1: Condition.SUCCESS} if no > 1 else None) for no in range(1, 6_001)]
+    with pytest.raises(CommitRefused):
+        push(store, *tasks, stored(6_001, "t1"))
+    snapshot = store.load()
+    assert (snapshot.runs, snapshot.tasks, snapshot.next_task_no) == ([], [], 1)
+    push(store, *tasks)
+    snapshot = store.load()
+    assert [(row.task_no, row.id, row.dependencies) for row in snapshot.tasks] == [
+        (task.row.task_no, task.row.id, task.row.dependencies) for task in tasks
+    ]
+    assert snapshot.next_task_no == 6_001
+    assert store.definitions([1, 3_000, 6_000]) == {no: tasks[no - 1].json for no in (1, 3_000, 6_000)}
+
+
 def test_a_million_bytes_of_commands_and_the_worst_of_escapes(store: AnyStore) -> None:
     worst = ("\x01\\'\"%" * 800_000)[: 4 * 1024 * 1024]
     tasks = [stored(1, "big", commands=("echo " + "ö" * 500_000,)), stored(2, "worst", commands=(worst,))]

@@ -16,8 +16,10 @@ from sqlalchemy.engine import Engine
 
 from boss.core.model.rows import AttemptRow, PushAnswered, RunRow, StoredTasks, TaskMoved, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
+from boss.store import writing as writing_module
 from boss.store.statements import StatementQueue, transaction
 from boss.store.store import CommitRefused, Store, StoreAway
+from boss.store.writing import Writing
 from ecloud.db import schema
 from ecloud.db.database import make_engine
 from ecloud.model.tasks import AttemptState, Cause, ManifestEntry, Outcome, TaskDefinition, TaskState
@@ -182,6 +184,39 @@ def test_a_server_that_dies_in_the_middle_of_a_packet_is_away(mariadb_engine: En
     assert store.last_batch() == batch - 1
     store.commit(batch, Writes(context={"x": "y"}), NOW)
     assert store.load().context["x"] == "y"
+
+
+def test_a_server_that_dies_in_the_middle_of_a_large_push_has_nothing_of_it(
+    mariadb_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same packed batch is then read again from its beginning."""
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    batch = store.last_batch() + 1
+    tasks = [new_task(TaskDefinition(f"t{no}", ("x" * 200,)), no, 1, keep_dir=False) for no in range(1, 8_001)]
+    writes = Writes(runs={1: RunRow(1, "r", NOW)}, stored=StoredTasks(tasks))
+    mine = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    killer = sa.create_engine(mariadb_engine.url, poolclass=sa.NullPool)
+    true_part, parts = Writing._stored_part, iter(range(100))
+
+    def part(writing: Writing, *arguments: Any) -> None:
+        true_part(writing, *arguments)
+        if next(parts) == 3:
+            with killer.connect() as connection:
+                for number in connection.exec_driver_sql(mine).scalars().all():
+                    connection.exec_driver_sql(f"KILL {number}")
+
+    monkeypatch.setattr(writing_module, "TASKS_A_PART", 1_500)
+    monkeypatch.setattr(Writing, "_stored_part", part)
+    with pytest.raises(StoreAway):
+        store.commit(batch, writes, NOW)
+    assert next(parts) == 4, "it was in the middle of the tasks"
+    assert store.last_batch() == batch - 1
+    snapshot = store.load()
+    assert (snapshot.runs, snapshot.tasks, snapshot.next_task_no) == ([], [], 1)
+    store.commit(batch, writes, NOW)
+    assert [row.id for row in store.load().tasks] == [f"t{no}" for no in range(1, 8_001)]
+    killer.dispose()
 
 
 # --- readers ------------------------------------------------------------------------------------
