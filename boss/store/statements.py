@@ -31,6 +31,8 @@ PIECES_A_PACKET = 16
 each."""
 SHORT_BYTES = 64
 """Texts of at most this length are encoded once: names of workers, labels, resources."""
+NAME_CHARS = 16
+"""Texts of at most this length that are no bytes are encoded once: states and conditions."""
 _RESERVED = frozenset({"signal"})
 
 
@@ -207,7 +209,9 @@ def _as_text(statement: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[str]:
     yield f"{head} VALUES ({'),('.join(texts)}){tail}"
 
 
+@functools.lru_cache(maxsize=1_000)
 def _of_float(value: float) -> str:
+    """Cached: most are times of the batch, and zeros."""
     text = repr(value)
     if text[-1] in "fn":
         raise OverflowError(f"{text} is not a number that a database takes")
@@ -223,6 +227,15 @@ def _escape() -> Callable[[str], str]:
 
 
 def _of_text(value: str) -> str:
+    return _of_name(value) if len(value) <= NAME_CHARS else _quoted_text(value)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _of_name(value: str) -> str:
+    return _quoted_text(value)
+
+
+def _quoted_text(value: str) -> str:
     return "'" + _escape()(value).replace("%", "%%") + "'"
 
 
