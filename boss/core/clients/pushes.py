@@ -41,7 +41,8 @@ MAX_CHUNKS = 100_000
 MAX_PLAIN_CHUNKS = 8
 """The chunks of a push that has more are held packed: a few thousand tasks take little memory."""
 MAX_OPEN_BYTES = 2**30
-"""Maximum bytes of all pushes in progress together. A list of a million tasks takes about 300 MB."""
+"""Maximum bytes of the messages of all pushes in progress together: about 300 MB for a list of a million tasks. The
+boss holds them packed, in a tenth of that."""
 MAX_PUSH_ID_CHARS = 64
 MAX_VM_HOURS = 1e9
 _UNFINISHED = tuple(state for state in TaskState if state not in ENDED)

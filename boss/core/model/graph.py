@@ -111,7 +111,7 @@ class KnownInputs:
 
 
 class Node(msgspec.Struct, gc=False):
-    """An unfinished task in memory: about 400 bytes with its id and two edges.
+    """An unfinished task in memory: about 600 bytes with its id, two edges and its place in tables.
 
     `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of the tasks that wait for this
     one. `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its

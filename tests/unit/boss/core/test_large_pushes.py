@@ -14,7 +14,7 @@ from boss.core.model.effects import FindResults
 from boss.core.model.events import MessageArrived, ResultsFound
 from boss.core.model.rows import TaskRow
 from ecloud.model import wire
-from ecloud.model.tasks import Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.tasks import ArrayOf, Dependency, Requirement, Result, Retries, TaskDefinition
 from ecloud.model.wire import PushOptions
 
 TASKS = 2_500
@@ -123,6 +123,17 @@ def test_a_definition_that_the_database_cannot_take_refuses_the_whole_push() -> 
     (found,) = script.take(script.client(), wire.RunRejected).problems
     assert found.startswith(f"task t{TASKS}: its definition has 20,0")
     assert (script.store.tasks, script.boss.book.graph.nodes) == ({}, {})
+
+
+def test_an_array_in_a_large_push_is_stored_with_its_counts() -> None:
+    script = BossScript()
+    tasks = [task(f"t{number}") for number in range(TASKS)]
+    array = task("elements", after="t0", array=ArrayOf("1-3"))
+    send(script, "p", [array, *tasks], CHUNKS, PushOptions("r"))
+    assert script.take(script.client(), wire.RunAccepted).states == {"ready": TASKS, "waiting": 3}
+    (stored,) = script.store.tables.arrays.values()
+    assert (stored.pending, stored.pending_count, stored.pending_state) == ("0-2", 3, "waiting")
+    assert stored.states == {"waiting": 3}
 
 
 def test_a_waiting_task_of_a_large_push_takes_little_memory() -> None:
