@@ -15,6 +15,7 @@ import logging
 from typing import Any
 
 import msgspec
+from as_received import as_received
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig, PoolConfig
@@ -114,6 +115,8 @@ class BossScript:
 
     def publish(self, envelope: Envelope, key_name: str) -> None:
         """What the boss says (the driver's `SpeakPort`)."""
+        if len(envelope.peer) <= wire.MAX_NAME_CHARS:  # no peer that can be heard has a longer name
+            as_received(envelope, key_name)
         self.said.append(Send(envelope, key_name))
 
     def make(self, call: Call) -> None:

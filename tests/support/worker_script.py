@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from as_received import as_received
 
 from ecloud.model import wire
 from ecloud.model.tasks import Call, Cause, Outcome, Resources, TaskBody
@@ -63,7 +64,7 @@ class WorkerScript:
         self.epoch = 1
         self.number = 0
         self.sessions = 0
-        self.last_number = 0
+        self.last_number, self.said_in = 0, ""
         self.done = WorkerEffects()
 
     def handle(self, *events: Event) -> WorkerScript:
@@ -73,8 +74,12 @@ class WorkerScript:
         for envelope in effects.says:
             assert envelope.peer == PEER
             assert envelope.epoch == 0
+            assert as_received(envelope) == envelope
             if not isinstance(envelope.message, wire.Hello):
                 assert envelope.session == self.core.session, "said outside the session"
+                self.last_number = self.last_number + 1 if envelope.session == self.said_in else 1
+                self.said_in = envelope.session
+                assert envelope.number == self.last_number, "the boss would ignore it"
         for name in ("spool", "forget", "stops", "starts", "prefetches", "recalls", "streams", "says"):
             getattr(self.done, name).extend(getattr(effects, name))
         self.done.leave = self.done.leave or effects.leave

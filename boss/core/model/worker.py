@@ -232,7 +232,9 @@ class Worker(msgspec.Struct, eq=False):
             own[name] -= amount
 
     def check(self) -> None:
-        """Invariants: never more in slots than it has; free + taken = capacity."""
+        """Invariants: never more in slots than it has; free + taken = capacity; the guesses of what waits add up."""
+        waiting_s = sum([attempt.ahead_s for attempt in (*self.ahead.values(), *self.chained.values())])
+        assert abs(self.ahead_s - waiting_s) < 0.001, f"{self.name}: {self.ahead_s} s ahead, not {waiting_s}"
         taken: Resources = {}
         for key, attempt in self.held.items():
             assert key == (attempt.task_no, attempt.number)

@@ -381,3 +381,9 @@ class TaskBook:
             assert array.unfinished == made.pop(array.task_no, 0), f"array {array.template.id}: {array.made}"
             assert all(position in array.pending for position, _ in array.due.ranges), "an element is made twice"
         assert not made, "elements without their array"
+        waiting: dict[int, list[int]] = {}
+        for array in self.arrays.values():
+            for source in array.sources:
+                waiting.setdefault(source.array_no, []).append(array.task_no)
+        known = {array_no: sorted([other.task_no for other in others]) for array_no, others in self._each_of.items()}
+        assert known == {array_no: sorted(others) for array_no, others in waiting.items()}, "an ended array waits"

@@ -42,6 +42,14 @@ def test_it_starts_when_results_are_complete_though_they_are_not_staged() -> Non
     script.begins(2)
 
 
+def test_an_order_that_comes_when_results_are_complete_and_not_staged_starts_at_once() -> None:
+    script = WorkerScript(cpus=1).on_duty()
+    complete(script.orders(1).begins(1), 1, "out")
+    script.orders(after(2, 1, needs=("out",)))
+    assert script.done.starts[0].own == {"out": (1, 1)}
+    script.begins(2)
+
+
 def test_an_outcome_is_said_after_those_of_what_it_followed() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(order(1), after(2, 1)).begins(1)
@@ -83,8 +91,10 @@ def test_directories_and_what_holds_results_come_from_the_datastore() -> None:
 
 def test_results_are_kept_until_all_that_need_them_have_started() -> None:
     script = WorkerScript(cpus=1).on_duty()
-    script.orders(order(1), after(2, 1, needs=("./out",)), after(3, 1, 2, needs=("out",)), after(4, 3)).begins(1)
-    complete(script, 1, "out").begins(2)
+    script.orders(order(1), after(2, 1, needs=(".//out",)), after(3, 1, 2, needs=("out",)), after(4, 3)).begins(1)
+    complete(script, 1, "out")
+    assert script.done.starts[0].own == {".//out": (1, 1)}, "however the path is written"
+    script.begins(2)
     followers = script.core.attempts.followers
     assert followers.is_followed((1, 1))
     script.ends(2).begins(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ecloud.model.tasks import Container
-from worker.core.containers import Place, container_argv
+from worker.core.containers import PATH, Place, container_argv
 
 PLACE = Place(
     "/home/w/d1", "/home/w/shared", "/home/w/control", "ecloud-w1-7-2", 1000, 100, ("A", "ECLOUD_TASK"), ("1", "GPU-x"),
@@ -63,9 +63,11 @@ def test_charliecloud() -> None:
 
 
 def test_bubblewrap() -> None:
-    told = argv("bubblewrap", "/images/d/")
-    assert "--symlink usr/bin /bin --ro-bind /images/d/etc /etc --ro-bind /images/d/usr /usr --dev /dev" in told
-    assert "--bind /home/w/d1 /ecloud/work" in told
-    assert "--ro-bind /data /in --bind /scratch /scratch" in told
-    assert told.endswith("-- /bin/sh -c true")
+    own = " ".join(f"--bind {here} {there}" for here, there in OWN)
+    assert argv("bubblewrap", "/images/d/") == (
+        "/usr/bin/bubblewrap --tmpfs / --symlink usr/bin /bin --ro-bind /images/d/etc /etc "
+        f"--ro-bind /images/d/usr /usr --dev /dev --proc /proc --tmpfs /tmp --tmpfs /run {own} "
+        f"--ro-bind /data /in --bind /scratch /scratch --unshare-pid "
+        f"--chdir /ecloud/work --setenv PATH {PATH} -- /bin/sh -c true"
+    )
     assert "--dev-bind /dev /dev" in argv("bubblewrap", "/images/d", gpus=True)

@@ -50,6 +50,14 @@ def test_a_host_gets_more_when_half_of_what_it_had_is_done() -> None:
     script.goes_on(3, 4, run_s=AHEAD_S / 4).spools(3).prefetches(7, 8, behind=4).nothing_else()
 
 
+def test_a_call_behind_another_sees_the_gpus_of_its_task_only() -> None:
+    for gpus, seen in ((("0",), ()), ((), None)):
+        script = WorkerScript(gpus=gpus).on_duty().forget_all()
+        script.orders(*map(call, (1, 2, 3))).ends(1, run_s=0.01)
+        (prefetched,) = script.done.prefetches
+        assert prefetched.gpus == seen, "None: the environment of the worker applies"
+
+
 def test_hosts_share_what_waits() -> None:
     script = WorkerScript(cpus=2.0).on_duty().forget_all()
     script.orders(*map(call, range(1, 7))).begins(1, 2)

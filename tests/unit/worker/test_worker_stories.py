@@ -7,7 +7,15 @@ from worker_script import WorkerScript, names_of, order
 
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Outcome
-from worker.core.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
+from worker.core.attempts import (
+    FLUSH_COUNT,
+    FLUSH_S,
+    FLUSH_STEADY_COUNT,
+    FLUSH_STEADY_S,
+    SHORT_S,
+    STAGING_MOST,
+    STARTED_S,
+)
 from worker.core.events import AttemptReturned, CommandsEnded, GpusMeasured
 from worker.core.worker_core import HOME_COPIED
 
@@ -28,6 +36,17 @@ def test_it_joins_runs_and_reports() -> None:
     script.stores(1).forgets(1).nothing_else()
     script.ends(2, cause=Cause.EXIT, exit_code=3).spools(2).says_ended(2).nothing_else()
     script.stores(2).forgets(2).nothing_else()
+
+
+def test_hello_describes_the_process_its_machine_and_what_it_can_do() -> None:
+    told = {
+        "software": "2.0", "host": "node7", "addresses": ("10.0.0.7",), "boot_id": "b", "machine": "m",
+        "machine_part": "job 5", "machine_has": {"cpus": 8.0}, "pid": 77, "vm": "vm/3", "boot_nonce": "n",
+        "labels": ("big",), "ssh_key": "ssh-ed25519 AAAA",
+    }  # fmt: skip
+    hello = WorkerScript(**told).connect().hello()
+    assert {name: getattr(hello, name) for name in told} == told
+    assert (hello.chains, hello.asks_values) == (True, True), "else the boss sends neither chains nor large values"
 
 
 def test_hello_is_repeated_with_a_new_nonce_and_only_the_latest_counts() -> None:
@@ -153,6 +172,7 @@ def test_an_outcome_is_repeated_until_it_is_answered() -> None:
     script.nothing_else()
     script.wait(5.0).says_ended(1).beats(t1="ended")
     script.stores(1).forgets(1)
+    script.stores(1).nothing_else()  # the answer to the repetition
     script.wait(20.0)
     script.forget_all().wait(5.0).beats()
 
@@ -180,6 +200,15 @@ def test_outcomes_are_reported_in_batches() -> None:
     script.wait(STARTED_S).says_started(FLUSH_COUNT + 1).nothing_else()
 
 
+def test_while_many_tasks_wait_outcomes_of_short_ones_are_written_to_disk_together_before_they_are_sent() -> None:
+    script = WorkerScript().on_duty()
+    script.orders(*range(1, FLUSH_STEADY_COUNT + 10)).begins(1)
+    script.ends(1).begins(2).ends(2, run_s=SHORT_S).begins(3).ends(3).begins(4)
+    script.spools(2).nothing_else()  # it was not short
+    script.wait(FLUSH_STEADY_S).spools(1, 3).says_ended(1, 2, 3).nothing_else()
+    script.ends(4).begins(5).nothing_else().lose().spools(4)
+
+
 def test_a_message_stays_below_its_limits() -> None:
     big = "x" * (wire.BATCH_BYTES // 3)
     script = WorkerScript(cpus=4).on_duty()
@@ -202,15 +231,19 @@ def test_a_repeated_order_for_a_held_attempt_has_no_effect() -> None:
 
 def test_the_first_that_fits_starts() -> None:
     script = WorkerScript(cpus=2).on_duty()
-    script.orders(order(1, cpus=1.5), order(2, cpus=1), order(3, cpus=0.5), order(4, cpus=0.5))
+    script.orders(
+        order(1, cpus=1.5), order(2, cpus=1), order(9, cpus=1), order(3, cpus=0.5), order(4, cpus=0.5)
+    )  # fmt: skip
     script.begins(1, 3)
     script.ends(3).begins(4)
     script.ends(1).begins(2)
+    script.ends(2).begins(9)
 
 
 def test_what_can_never_fit_is_given_back() -> None:
     script = WorkerScript(cpus=2).on_duty()
-    script.orders(order(1, cpus=3), order(2, licence=1), order(3)).returns(1, 2).begins(3).nothing_else()
+    script.orders(order(1, cpus=3), order(2, licence=1), order(3))
+    script.returns(1, 2, reason="").begins(3).nothing_else()  # a reason would be the worker's trouble
 
 
 def test_parts_of_a_gpu_are_put_together_and_whole_ones_wait() -> None:
@@ -247,6 +280,15 @@ def test_a_gpu_that_does_not_answer_is_offered_no_more_until_it_does() -> None:
     assert script.hello().resources["gpus"] == 2.0
 
 
+def test_when_a_gpu_is_lost_the_others_of_a_task_are_given_once_it_has_ended() -> None:
+    script = WorkerScript(cpus=8, gpus=("0", "1", "3")).on_duty()
+    script.orders(order(1, gpus=2), order(2, gpus=1)).begins(1, 2)
+    script.handle(GpusMeasured(("0", "1"))).welcome().forget_all()
+    script.orders(order(3, gpus=2)).ends(2).begins().ends(1)
+    assert script.done.starts[0].gpus == ("0", "1")
+    script.begins(3)
+
+
 def test_init_tasks_go_one_by_one_before_their_run() -> None:
     script = WorkerScript(cpus=4).on_duty()
     script.orders(order(1, init=True), order(2, init=True), order(3, after_init=(1, 2)), order(4, run_no=2))
@@ -262,6 +304,13 @@ def test_when_an_init_task_fails_its_run_is_given_back_and_others_continue() -> 
     script.ends(1, cause=Cause.EXIT).returns(2, reason="init").begins(3)
     script.orders(order(4, after_init=(1,)), order(5, after_init=(9,)))
     script.ends(3).returns(4, 5, reason="init")
+
+
+def test_an_init_task_that_could_not_run_has_prepared_nothing() -> None:
+    script = WorkerScript().on_duty()
+    script.orders(order(7, init=True), order(2, after_init=(7,))).begins(7)
+    script.cannot_run(7, "disk full").returns(7, reason="disk full")
+    script.trouble("").returns(2, reason="init").begins()
 
 
 def test_an_init_of_another_process_does_not_count() -> None:
@@ -312,10 +361,10 @@ def test_trouble_before_the_welcome_is_reported_with_the_first_heartbeat() -> No
 def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_reported() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1, 2).forget_all()
-    script.term().returns(2).take(wire.DrainWanted)
+    assert script.term().returns(2, reason="").take(wire.DrainWanted).reason == wire.ORDERED_TO_LEAVE
     script.nothing_else()
     script.hear(wire.Drain("", True)).nothing_else()
-    script.orders(3).returns(3).take(wire.DrainWanted)
+    script.orders(3).returns(3, reason=wire.DRAINING).take(wire.DrainWanted)
     script.ends(1).says_ended(1).spools(1).begins()
     script.stores(1).forgets(1).leaves().take(wire.Goodbye)
     script.nothing_else()
@@ -330,13 +379,19 @@ def test_a_new_boss_learns_that_the_worker_leaves_before_the_end_of_the_task_tha
     assert said.index(wire.DrainWanted) < said.index(wire.TasksEnded)
 
 
+def test_what_waits_for_access_to_the_datastore_starts_when_another_needs_none() -> None:
+    script = WorkerScript().on_duty(datastore=wire.DatastoreAccess("u@host:/root", host_key="ssh-ed25519 AAAA"))
+    script.orders(1).nothing_else().lose().connect()
+    script.welcome(datastore=wire.DatastoreAccess("/srv/data")).begins(1)
+
+
 def test_a_drained_worker_rests_until_it_is_undrained() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1, 2).forget_all()
     script.hear(wire.Drain("maintenance")).returns(2)
     script.ends(1).stores(1).forget_all()
     script.wait(4.0).nothing_else()
-    script.orders(3).returns(3).begins()
+    script.orders(3).returns(3, reason=wire.DRAINING).nothing_else()  # and does not ask to leave
     script.hear(wire.Undrain()).orders(4).begins(4)
 
 
@@ -402,7 +457,7 @@ def test_a_machine_that_is_about_to_end_asks_to_be_drained() -> None:
     script = WorkerScript(lives_s=160.0).on_duty(lease_s=1000.0)
     script.orders(1, 2).begins(1).forget_all()
     script.wait(99.0).forget_all()
-    script.wait(2.0).returns(2).take(wire.DrainWanted)
+    assert script.wait(2.0).returns(2).take(wire.DrainWanted).reason == wire.MACHINE_ENDS
 
 
 def test_each_hello_says_how_long_the_machine_still_lives() -> None:
@@ -456,3 +511,4 @@ def test_a_worker_reports_what_it_heard_last_and_starts_again_if_the_boss_lacks_
     assert script.done.leave is not None
     assert script.done.leave.anew
     assert "restored from a backup" in script.done.leave.reason
+    script.leaves(code=0)
