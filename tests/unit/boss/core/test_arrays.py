@@ -104,6 +104,7 @@ def test_every_element_runs_once_in_order_and_then_what_waits_for_the_array(scri
     assert works(script, worker) == [*ids("a", *range(1, 21)), "after"]
     script.states(a="succeeded", after="succeeded")
     assert counts(script, "a") == {"succeeded": 20}
+    assert script.reason("a") == ""
     assert script.store.tables.arrays[script.names["a"]].pending == ""
 
 
@@ -410,3 +411,87 @@ def test_an_array_is_not_changed_under_one_that_waits_for_its_elements_and_is_no
     script.push("r", changed, array("c", 20, Dependency("a", each=True)))
     assert sorted(works(script, worker)) == sorted([*ids("a", *range(1, 21)), *ids("c", *range(1, 21))])
     script.states(a="succeeded", c="succeeded")
+
+
+def test_each_element_waits_for_its_counterparts_in_two_arrays() -> None:
+    script = BossScript()
+    each = Dependency("a", each=True), Dependency("b", each=True)
+    script.push("r", array("a", 12, priority=9), array("b", 12), array("c", 12, *each))
+    worker = script.worker("w", cpus=1)
+    done = works(script, worker, 12)
+    assert done == ids("a", *range(1, 13))
+    script.states(a="succeeded", c="ready")  # the end of a says nothing about the elements of b
+    done += works(script, worker)
+    assert all(done.index(f"b[{number}]") < done.index(f"c[{number}]") for number in range(1, 13))
+    script.states(c="succeeded")
+
+
+def test_what_runs_after_any_end_of_its_counterpart_runs_after_one_that_was_never_made(script: BossScript) -> None:
+    after = Dependency("a", Condition.ANY, each=True)
+    script.push("r", task_("first"), array("a", 12, Dependency("first")), array("b", 12, after))
+    script.ask("cancel", ids=["a"])
+    done = works(script, script.worker("w", cpus=2))
+    assert sorted(done) == sorted(["first", *ids("b", *range(1, 13))])
+    script.states(a="cancelled", b="succeeded")
+
+
+def test_an_array_of_some_indices_waits_for_those_of_another_also_with_the_next_boss(script: BossScript) -> None:
+    some = TaskDefinition("b", ("run {}",), (Dependency("a", each=True),), array=ArrayOf("3-8"))
+    script.push("r", array("a", 12), some)
+    worker = script.worker("w", cpus=1)
+    done = works(script, worker, 5)
+    script.start()
+    script.hello(worker, resources={"cpus": 1.0}, home="home-w").beats(worker)
+    done += works(script, worker)
+    assert sorted(done) == sorted([*ids("a", *range(1, 13)), *ids("b", *range(3, 9))])
+    script.states(a="succeeded", b="succeeded")
+
+
+def test_a_push_in_the_middle_knows_which_counterparts_succeeded(script: BossScript) -> None:
+    tasks = array("a", 12), array("b", 12, Dependency("a", each=True))
+    script.push("r", *tasks)
+    worker = script.worker("w", cpus=1)
+    done = works(script, worker, 7)
+    script.push("r", *tasks, task_("more"))
+    done += works(script, worker)
+    assert sorted(done) == sorted([*ids("a", *range(1, 13)), *ids("b", *range(1, 13)), "more"])
+    script.states(a="succeeded", b="succeeded")
+
+
+def test_elements_whose_counterparts_are_dropped_wait_for_them_no_longer(script: BossScript) -> None:
+    script.push("r", task_("first"), array("a", 12, Dependency("first")), array("b", 12, Dependency("a", each=True)))
+    assert counts(script, "b") == {"waiting": 12}
+    script.ask("drop_tasks", ids=["a"])
+    assert script.boss.book.waiting_for(script.names["a"]) == []
+    assert counts(script, "b").keys() == {"ready"}
+    assert sum(counts(script, "b").values()) == 12
+    done = works(script, script.worker("w", cpus=2))
+    assert sorted(done) == sorted(["first", *ids("b", *range(1, 13))])
+
+
+def test_a_request_for_one_run_and_for_parts_of_another_changes_both(script: BossScript) -> None:
+    script.push("r", array("a", 30))
+    script.push("s", array("b", 30), array("c", 30))
+    answer = script.ask("cancel", run="s", ids=["c[20-29]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 10
+    assert counts(script, "c")["cancelled"] == 10
+    answer = script.ask("drop_tasks", ids=["a", "b[11-30]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert [run.name for run in script.store.runs.values()] == ["s"], "nothing is left of r"
+    assert sum(counts(script, "b").values()) == 10
+
+
+def test_of_ended_arrays_each_dropped_element_is_named_and_the_last_one_ends_the_run(script: BossScript) -> None:
+    script.push("r", task_("first"), array("a", 12, Dependency("first")), array("b", 12, Dependency("first")))
+    script.ask("cancel", run="r")
+    answer = script.ask("drop_tasks", ids=["a[1-2]", "b[5]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert (answer.count, answer.names) == (3, ("a[1]", "a[2]", "b[5]"))
+    script.push("s", array("c", 5))
+    works(script, script.worker("w", cpus=2), fail=frozenset(["c[2]"]))
+    script.ask("drop_tasks", ids=["c[2]"])
+    script.start()  # it counts the states that tasks are in: c failed, and none of its elements
+    script.ask("drop_tasks", ids=["c[3]"])
+    script.ask("drop_tasks", ids=["c[1]", "c[4-5]"])
+    assert [run.name for run in script.store.runs.values()] == ["r"], "nothing is left of s"

@@ -248,3 +248,76 @@ def test_after_a_restart_what_follows_results_that_can_not_be_published_is_void(
     script.hello(w1, resources={"cpus": 1.0}, home="home-w1", chains=True).beats(w1)
     promoted(script, "a", "the disk of the datastore is broken")
     script.stops(w1, "b").states(a="failed", b="aborted")
+
+
+def test_the_state_of_a_chained_task_follows_what_its_worker_reported_before_it_counted(script: BossScript) -> None:
+    w1 = worker(script, "w1", 2.0)
+    script.push("r", task("a", results=["out"], runtime_s=0.01), *[task(id, after="a", runtime_s=0.01) for id in "bc"])
+    assert orders(script, w1) == {"a": [], "b": ["a"], "c": ["a"]}
+    script.ended(w1, "a", manifest=OUT).started(w1, "b").states(a="running", b="waiting", c="waiting")
+    promoted(script, "a")
+    script.states(a="succeeded", b="running", c="ready")
+
+
+def test_a_task_that_is_pushed_later_follows_one_that_runs(script: BossScript) -> None:
+    w1 = worker(script, "w1", 2.0)
+    tasks = [task(id, runtime_s=0.01) for id in "ax"]
+    script.push("r", *tasks)
+    assert list(orders(script, w1)) == ["a", "x"]
+    script.started(w1, "a").push("r", *tasks, task("b", after="a", runtime_s=0.01))
+    script.ended(w1, "x")
+    assert orders(script, w1) == {"b": ["a"]}
+
+
+def test_the_first_task_of_a_chain_may_bring_an_init_task_along(script: BossScript) -> None:
+    w1 = worker(script, "w1", 2.0)
+    tasks = [task(id, runtime_s=0.01) for id in "ax"]
+    script.push("r", *tasks)
+    assert list(orders(script, w1)) == ["a", "x"]
+    script.push("r", task("i", init=True), *tasks, task("b", after="a", runtime_s=0.01))
+    script.ended(w1, "x")
+    assert orders(script, w1) == {"i": [], "b": ["a"]}
+
+
+def test_a_task_is_not_chained_to_a_worker_that_it_does_not_fit_or_that_refuses_its_run(script: BossScript) -> None:
+    w1 = worker(script, "w1")
+    script.push("r", task("a", runtime_s=0.01), task("large", after="a", resources={"cpus": 4.0}, runtime_s=0.01))
+    assert orders(script, w1) == {"a": []}
+    tasks = [task(id, runtime_s=0.01) for id in "xy"]
+    script.push("s", *tasks)
+    assert orders(script, w1) == {"x": [], "y": []}
+    script.push("s", *tasks, task("z", after="x", runtime_s=0.01))
+    script.returned(w1, "y")  # unasked: the worker gets no task of this run until its next heartbeat
+    script.states(z="waiting").nothing_else()
+    script.beats(w1)
+    assert orders(script, w1) == {"y": [], "z": ["x"]}
+
+
+def test_tasks_wait_where_their_predecessor_runs_if_the_other_workers_are_full(script: BossScript) -> None:
+    w1, w2 = worker(script, "w1"), worker(script, "w2")
+    script.push("s", task("long", runtime_s=900.0))
+    first, other = (w1, w2) if _held(script, "w1") else (w2, w1)
+    assert orders(script, first) == {"long": []}
+    script.push("r", task("a", runtime_s=0.01), *[task(id, after="a", runtime_s=0.01) for id in "bc"])
+    assert orders(script, other) == {"a": [], "b": ["a"], "c": ["a"]}
+
+
+def test_a_large_task_of_the_same_priority_that_has_a_worker_reserved_goes_before_a_chain(script: BossScript) -> None:
+    w1 = worker(script, "w1", 2.0)
+    large = task("large", resources={"cpus": 2.0}, runtime_s=900.0)
+    script.push("r", task("a", runtime_s=0.01), large, task("b", after="a", runtime_s=0.01))
+    assert orders(script, w1) == {"a": []}
+    script.ended(w1, "a")
+    assert next(iter(orders(script, w1))) == "large"
+
+
+def test_a_chain_waits_for_ready_tasks_of_runs_that_hold_less(script: BossScript) -> None:
+    w1 = worker(script, "w1", 3.0)
+    tasks = [task(id, runtime_s=0.01) for id in "abc"]
+    script.push("r", *tasks)
+    assert list(orders(script, w1)) == ["a", "b", "c"]
+    script.push("s", *[task(id, runtime_s=900.0) for id in "xyz"])
+    script.push("r", *tasks, task("d", after="a", runtime_s=0.01))
+    script.ended(w1, "c")
+    assert orders(script, w1) == {"x": []}
+    script.states(y="ready", d="waiting")

@@ -270,3 +270,37 @@ def test_whatever_comes_no_worker_idles_while_a_task_waits_and_none_is_passed_to
         ends(script, peer, running.pop(peer.name))
         look()
     assert sorted(begun) == sorted(pushed)
+
+
+def test_several_inputs_of_unknown_size_that_were_large_together_draw_the_tasks_that_share_them(
+    script: BossScript,
+) -> None:
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.push("r", needs("x"), needs("ab1", "a", "b"), needs("ab2", "a", "b", after="x ab1"))
+    script.starts(w1, "x").starts(w2, "ab1")
+    script.ended(w1, "x").stored(w1, "x")  # it is the first in turn
+    ends(script, w2, "ab1", fetched=2 * BIG_BYTES).starts(w2, "ab2").nothing_else()
+
+
+def test_a_worker_reports_its_cache_whatever_its_tasks_need(script: BossScript) -> None:
+    w1 = script.worker("w1", cpus=2.0)
+    script.push("r", needs("plain"), needs("dropped"))
+    script.starts(w1, "plain", "dropped").started(w1, "plain", "dropped")
+    script.ask("drop_tasks", ids=["dropped"])
+    script.beats(w1, inputs=(HeldInput("c", BIG_BYTES),))
+    assert fetched(script, "w1") == ["c"]
+
+
+def test_a_worker_is_found_by_a_large_input_although_a_small_one_is_named_first(script: BossScript) -> None:
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.beats(w2, inputs=(HeldInput("large", BIG_BYTES),))
+    script.push("r", needs("x"), needs("a1", "a small"), needs("t", "a small", "large", after="x a1"))
+    script.starts(w1, "x").starts(w2, "a1")
+    script.ended(w1, "x").stored(w1, "x")
+    ends(script, w2, "a1", fetched=5).starts(w2, "t").nothing_else()
+
+
+def test_tasks_with_the_same_inputs_share_one_note_of_them(script: BossScript) -> None:
+    """A hundred thousand tasks with eight inputs each would need hundreds of megabytes."""
+    script.push("r", *(needs(f"t{number}", "a", "b") for number in range(3)))
+    assert len({id(node.inputs) for node in script.boss.book.graph.nodes.values()}) == 1

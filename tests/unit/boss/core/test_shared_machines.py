@@ -5,6 +5,7 @@ from __future__ import annotations
 from boss_script import BossScript, Peer, task
 
 from boss.core.boss import Boss
+from ecloud.model import wire
 
 HAS = {"cpus": 2.0, "memory_mb": 24_000.0}
 
@@ -140,3 +141,20 @@ def test_why_names_the_machine() -> None:
     script.push("r", task("two", resources={"cpus": 2.0}, runtime_s=99.0), task("a"))
     (layer,) = script.boss.requests._why_ready.layers(script.names["a"], script.now)
     assert layer == "task a waits its turn: worker one is free, but other workers on its machine use the machine"
+
+
+def test_a_task_that_runs_alone_waits_until_the_machine_of_a_worker_is_empty() -> None:
+    script = BossScript(max_lost_workers=2, ahead_max=0)
+    dying = on_machine(script, "dying")
+    script.push("r", task("poison"))
+    script.starts(dying, "poison")
+    script.wait(script.config.lease_s + script.config.lease_margin_s + 1.0)
+    assert list(script.store.tables.suspects) == [script.names["poison"]]
+    whole = on_machine(script, "whole", cpus=2)
+    script.take(whole, wire.StartTasks)
+    script.returned(whole, "poison")  # it gets no task of this run until its next heartbeat
+    script.push("s", task("beside", resources={"memory_mb": 20_000.0}))
+    one = on_machine(script, "one")
+    script.starts(whole, "beside").nothing_else()  # one has a free CPU, and the machine not all of its memory
+    script.ended(whole, "beside").stored(whole, "beside")
+    script.starts(one, "poison").nothing_else()

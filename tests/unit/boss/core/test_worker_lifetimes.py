@@ -308,3 +308,16 @@ def test_a_task_that_waits_for_a_busy_worker_or_for_a_pool_is_no_such_task() -> 
     script.push("r", task("a", runtime_s=2 * HOUR), task("b", runtime_s=2 * HOUR))
     script.wait(2.0)
     assert not script.boss.unrunnable.texts
+
+
+def test_ready_tasks_that_a_worker_ends_too_soon_for_hold_up_no_chain_there() -> None:
+    script = BossScript()
+    worker = ends(script, "w1", HOUR)
+    learn(script, worker)
+    script.push("first", task("runs", runtime_s=100.0))
+    script.starts(worker, "runs").push("s", task("too long", priority=9, runtime_s=2 * HOUR))
+    script.push("r", task("a", runtime_s=0.01), task("b", after="a", runtime_s=0.01))
+    script.starts(worker, "a", "b").nothing_else()
+    script.push("s", task("too long", priority=9, runtime_s=2 * HOUR), task("urgent", priority=5, runtime_s=100.0))
+    script.push("r2", task("c", runtime_s=0.01), task("d", after="c", runtime_s=0.01))
+    script.starts(worker, "c").states(urgent="ready", d="waiting").nothing_else()  # it does not end too soon for urgent
