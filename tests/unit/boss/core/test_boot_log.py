@@ -8,6 +8,7 @@ import msgspec
 from boss_script import BossScript, Peer
 from vm_script import cloud_lists, made, started
 
+from boss.core.autoscale.boot_log import LOOK_AGAIN_S, VISIT_AGAIN_S
 from boss.core.model.config import PoolConfig
 from boss.core.model.effects import VisitVm
 from boss.core.model.events import MessageArrived, VmVisited
@@ -174,3 +175,15 @@ def test_the_key_of_a_vm_dies_with_its_intent() -> None:
     # One of a database that was lost belongs to no intent: its agent may finish, and leaves.
     boss.handle(MessageArrived(Envelope(1, "w2", "", 0, hello), "vm-77"))
     boss.take(Peer("w2", "worker"), wire.Welcome)
+
+
+def test_a_vm_that_shows_another_host_key_is_visited_less_often() -> None:
+    """Time alone does not solve that."""
+    boss = boss_of()
+    lists(boss)
+    visits(boss)
+    answer(boss, Visit("changed"), host_key="ssh-ed25519 B")
+    boss.wait(VISIT_AGAIN_S + 1)
+    assert visits(boss) == []
+    boss.wait(LOOK_AGAIN_S)
+    assert len(visits(boss)) == 1

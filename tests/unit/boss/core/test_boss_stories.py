@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists
@@ -12,13 +13,14 @@ from boss.core.model.effects import DropStages, EndVm, FindResults, ListVms, Pro
 from boss.core.model.events import (
     BrokerFound,
     BrokerLost,
+    DatastoreFailed,
     FilesPromoted,
     MessageArrived,
     ResultsFound,
     VmStarted,
 )
 from ecloud.model import wire
-from ecloud.model.tasks import AttemptState, Cause, ManifestEntry, Retries, TaskState
+from ecloud.model.tasks import AttemptState, Cause, ManifestEntry, Outcome, Retries, TaskState
 from ecloud.model.wire import Envelope
 
 
@@ -81,6 +83,20 @@ def test_a_promotion_survives_the_boss(script: BossScript) -> None:
     script.states(a="succeeded")
 
 
+def test_a_promotion_is_tried_again_soon_after_each_first_failure_and_its_attempt_says_why(script: BossScript) -> None:
+    w1 = script.worker("w1", cpus=2.0)
+    script.push("r", task("a", results=["a"]), task("b", results=["b"]))
+    script.starts(w1, "a", "b")
+    for id in "ab":
+        script.ended(w1, id, manifest=(ManifestEntry(id, 5, "ab"),))
+        script.handle(DatastoreFailed(script.call(PromoteFiles), "the disk is full"))
+        assert script.store.attempts[script.key(id)].reason == "the disk is full"
+        script.wait(0.5)
+        script.call(PromoteFiles)
+        script.handle(FilesPromoted(((*script.key(id), None),)))
+    script.states(a="succeeded", b="succeeded")
+
+
 def test_an_outcome_is_recorded_once_and_answered_each_time(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a"))
@@ -113,6 +129,22 @@ def test_a_task_that_needs_more_memory_asks_for_more_within_what_there_is(script
         script.wait(wait_s)
     assert asked == [100.0, 200.0, 350.0, 350.0]
     script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").states(a="failed")
+
+
+@pytest.mark.parametrize("who_is_left", ["w2", ""])
+def test_a_task_that_needs_more_memory_is_tried_again_after_its_worker_left_before_its_output_was_published(
+    script: BossScript, who_is_left: str
+) -> None:
+    w1, w2 = script.worker("w1", memory_mb=350.0), script.worker("w2")  # w2 does not say how much it has
+    retries = Retries(3, (Cause.MEMORY,), grow=2)
+    kept = msgspec.structs.replace(task("a", retries=retries, resources={"memory_mb": 100.0}), stdout="logs/%t")
+    script.push("r", kept)
+    script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much", manifest=(ManifestEntry("logs/a"),))
+    for worker in (w1, w2):
+        if worker.name != who_is_left:
+            script.hear(worker, wire.Goodbye("its machine ends"))
+    script.handle(FilesPromoted(((*script.key("a"), None),)))
+    script.states(a="ready")
 
 
 def test_a_restarted_boss_knows_how_much_memory_a_task_asked_for_last(script: BossScript) -> None:
@@ -393,14 +425,31 @@ def test_an_init_task_that_fails_in_three_processes_holds_its_run_and_no_other(s
         script.returned(worker, "a", reason="init")
     assert "no license" in script.store.runs[1].held
     script.states(prepare="failed", a="ready")
-    w4 = script.worker("w4")
+    w4 = script.worker("w4", cpus=2)
     script.nothing_else()
     script.push("s", task("other"))
+    script.starts(w4, "other").nothing_else()
     script.ask("retry_failed", run="r")
     assert script.store.runs[1].held == ""
-    orders = [order for send in script.said if isinstance(send.envelope.message, wire.StartTasks)
-              for order in send.envelope.message.attempts if send.envelope.peer == w4.name]  # fmt: skip
-    assert {order.run for order in orders} <= {"r", "s"}
+    given = [peer for peer in script.peers.values() if any(send.envelope.peer == peer.name for send in script.said)]
+    assert len(given) == 1
+    script.starts(given[0], "prepare", "a").nothing_else()
+
+
+def test_an_init_task_that_was_returned_or_whose_run_ended_or_was_dropped_runs_no_more(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("i", init=True), task("a"))
+    script.starts(w1, "i", "a").started(w1, "i").states(i="running")
+    script.returned(w1, "i", "a", reason="disk full").states(i="ready", a="ready")
+    script.ask("cancel", ids=["a"])
+    script.states(i="succeeded", a="cancelled")  # prepared nowhere: no task is left that needs it
+    assert script.store.runs[1].ended_at == script.now
+    script.push("s", task("j", init=True), task("b"))
+    script.beats(w1).starts(w1, "j", "b").started(w1, "j")
+    script.ask("drop_tasks", run="s")
+    script.wait(script.config.lease_s + script.config.lease_margin_s + 1.0)
+    assert str(script.store.workers["w1"].state) == "lost"
+    assert [run.name for run in script.store.runs.values()] == ["r"]
 
 
 def test_drained_workers_get_nothing(script: BossScript) -> None:
@@ -502,6 +551,27 @@ def test_dropped_tasks_are_gone(script: BossScript) -> None:
     script.ask("drop_tasks", run="r")
     assert script.store.runs == {}
     assert script.boss.book.runs == {}
+
+
+def test_of_a_dropped_task_nothing_more_is_written_when_its_attempt_has_stopped(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a"), task("b"))
+    script.starts(w1, "a", "b").started(w1, "a")
+    key = script.key("a")
+    script.ask("drop_tasks", ids=["a"])
+    script.hear(w1, wire.TasksEnded((Outcome(*key, Cause.STOPPED),)))
+    assert [task_no for task_no, _ in script.store.attempts] == [script.names["b"]]
+
+
+def test_what_the_next_process_of_a_home_holds_is_stopped_there(script: BossScript) -> None:
+    w1 = script.worker("w1", home="h")
+    script.push("r", task("a"))
+    script.starts(w1, "a")
+    w2 = script.peers["w2"] = Peer("w2", "worker")
+    w2.key_name, w2.holds = w1.key_name, {script.key("a"): "ended"}
+    script.hello(w2, resources={"cpus": 1.0}, home="h").beats(w2)
+    script.ask("cancel", ids=["a"])
+    script.stops(w2, "a")
 
 
 def test_pushing_the_same_list_again_changes_only_what_failed(script: BossScript) -> None:
@@ -614,7 +684,9 @@ def test_instantiate_is_bounded_by_the_pool_and_reports_it() -> None:
     assert "maximum of 2" in answer.text
     refused = script.ask("instantiate_worker", n=-1)
     assert isinstance(refused, wire.Refused)
-    assert isinstance(script.ask("instantiate_worker", n=1, pool="nope"), wire.Refused)
+    refused = script.ask("instantiate_worker", n=1, pool="nope")
+    assert isinstance(refused, wire.Refused)
+    assert refused.code == "no_pool"
 
 
 def test_a_watcher_gets_what_changed(script: BossScript) -> None:

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from boss_script import BossScript, Peer, task
 
+from boss.core.clients import calls
 from boss.core.model.effects import RemoveFiles
+from boss.core.model.events import FilesPromoted
 from ecloud.model import wire
 from ecloud.model.calls import calls_directory
-from ecloud.model.tasks import Call, Cause, TaskBody, TaskDefinition
+from ecloud.model.tasks import INLINE_BYTES, Call, Cause, ManifestEntry, Requirement, TaskBody, TaskDefinition
 
 
 def call(id: str, *, after: str = "", fingerprint: str = "", code: bytes = b"f", **fields: Any) -> TaskDefinition:
@@ -167,6 +169,7 @@ def test_a_call_that_waits_for_one_that_failed_before_is_aborted_and_told() -> N
     heard(script, client)
     extend(script, call("b", after="a"))
     assert heard(script, client) == {"b": ("aborted", b"")}
+    assert script.reason("b") == "task a failed"
 
 
 def test_an_unknown_dependency_is_named_and_nothing_is_stored() -> None:
@@ -184,7 +187,8 @@ def test_what_succeeded_is_kept_what_failed_is_done_again_and_changed_code_only_
     script.starts(worker, "a", "b", "c")
     script.ended(worker, "a", "c", value=b"one").ended(worker, "b", cause=Cause.EXIT, error="no")
     # The same function, pickled to other bytes: nothing changed.
-    again = [call(id, fingerprint="1", code=b"other bytes") for id in "ab"]
+    file = (Requirement("calls/r/other", "other"),)
+    again = [call(id, fingerprint="1", code=b"other bytes", requirements=file) for id in "ab"]
     assert extend(script, *again, call("c", fingerprint="2")) == {"kept": 2, "anew": 1}
     script.starts(worker, "b")
     assert extend(script, *again, call("c", fingerprint="2"), replace_changed=True) == {"kept": 2, "replaced": 1}
@@ -206,6 +210,39 @@ def test_the_request_calls_tells_what_a_client_missed_also_after_a_restart() -> 
     assert [(end.id, end.value, end.fingerprint) for end in answer.calls] == [("a", b"", ""), ("b", b"", "7")]
     script.hear(client, wire.Request("q3", "calls", {"run": "none"}))
     assert script.take(client, wire.Refused).code == "no_such_run"
+
+
+def test_all_calls_of_a_run_are_listed_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "CALLS_A_PAGE", 2)
+    script = BossScript()
+    extend(script, *map(call, "abc"))
+    client = script.client()
+    told, after = [], -1
+    for more in (True, False):
+        script.hear(client, wire.Request(f"q{after}", "calls", {"run": "r", "after": after}))
+        page = script.take(client, wire.CallsEnded)
+        assert page.more == more
+        told += [end.id for end in page.calls]
+        after = page.calls[-1].task_no
+    assert told == ["a", "b", "c"]
+
+
+def test_large_values_are_sent_in_messages_that_a_client_reads_and_larger_ones_by_their_file() -> None:
+    script = BossScript()
+    most = wire.BATCH_BYTES // (INLINE_BYTES * 4 // 3 + 200)  # in JSON
+    ids = [f"c{number}" for number in range(most + 2)]
+    worker = script.worker("w1", cpus=len(ids) + 1)
+    client = script.client()
+    extend(script, *map(call, ids), call("file", results=("values/file",)))
+    script.starts(worker, *ids, "file").ended(worker, *ids, value=b"v" * INLINE_BYTES)
+    assert [len(script.take(client, wire.CallsEnded).calls) for _ in range(2)] == [most, 2]
+    script.ended(worker, "file", manifest=(ManifestEntry("values/file", 1, "00"),))
+    script.handle(FilesPromoted(((*script.key("file"), None),)))
+    script.start()
+    client = script.client()
+    script.hear(client, wire.Request("q", "calls", {"run": "r", "ids": ["file"]}))
+    (end,) = script.take(client, wire.CallsEnded).calls
+    assert (end.state, end.path) == ("succeeded", "values/file")
 
 
 def test_calls_are_never_chained() -> None:

@@ -158,3 +158,14 @@ def test_no_client_can_set_the_boss_s_own_notes() -> None:
     answer = script.ask("set_context", key="spent/1", value="much")
     assert isinstance(answer, wire.Refused)
     assert script.start().store.tables.context.keys() == {"cluster_id"}
+
+
+def test_a_dropped_run_leaves_no_budget_and_the_boss_writes_no_more_of_it() -> None:
+    script = BossScript()
+    script.push("film", task("a"), vm_hours=1.0)
+    script.ask("drop_tasks", run="film")
+    script.wait(6.0)
+    assert script.store.tables.context.keys() == {"cluster_id"}
+    written = script.store.last_batch()
+    script.wait(60.0)
+    assert script.store.last_batch() == written

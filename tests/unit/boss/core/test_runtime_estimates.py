@@ -57,7 +57,9 @@ def test_kinds_are_labels_or_shapes_of_a_run_and_end_with_it(monkeypatch: pytest
     known.learn(node("", run_no=4), 3.0)
     assert known.guess_s(node("", run_no=4), 1) == 3.0
     assert known.known_s(node("", run_no=5)) is None
+    known.learn(node("", run_no=5), 4.0)
     known.forget_run(4)
+    assert known.known_s(node("", run_no=5)) == 4.0
     assert (known.known_s(node("", run_no=4)), known.known_s(node())) == (None, 2.0)
     monkeypatch.setattr(runtime_estimates, "KINDS_KEPT", 2)
     for label in ("b", "c"):

@@ -393,3 +393,15 @@ def test_a_cloud_that_queues_is_waited_for_and_a_boot_counts_from_the_end_of_the
     script.wait(30.0)
     assert script.store.vms[vm_no].state == "ending"
     assert "no worker reported within 300 s" in script.store.vms[vm_no].reason
+
+
+def test_vms_start_for_tasks_that_will_be_ready_before_these_are_up() -> None:
+    script = BossScript(ahead_max=0).pool("p", maximum=9, boot_s=60.0)
+    worker = script.worker("w1", cpus=2.0)
+    wave = [task(f"b{number}", after="a", runtime_s=600.0) for number in range(4)]
+    script.push("r", task("alone", runtime_s=50.0), task("a", runtime_s=100.0), *wave)
+    script.starts(worker, "alone", "a").started(worker, "alone", "a")
+    assert started(script) == [], "they are ready in 100 s, and a VM is up in 60 s"
+    for _ in range(10):
+        script.wait(5.0).beats(worker)
+    assert len(started(script)) == 3, "one of them continues in the slot of a"

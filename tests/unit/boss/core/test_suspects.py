@@ -6,6 +6,7 @@ import pytest
 from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists, script_with_one
 
+from boss.core.boss import ARCHIVE_EVERY_S
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, ManifestEntry
 
@@ -294,3 +295,14 @@ def test_zero_means_for_ever() -> None:
     orders(script, last)
     script.ended(last, "a", cause=Cause.SUCCESS)
     assert script.state("a") == "succeeded"
+
+
+def test_what_is_known_of_a_task_that_failed_for_this_ends_with_its_run() -> None:
+    script = BossScript(max_lost_workers=1, keep_runs_s=60.0)
+    script.worker("w1")
+    script.push("r", task("poison"))
+    orders(script, script.peers["w1"])
+    dies(script, script.peers["w1"])
+    assert [row.failed for row in script.store.tables.suspects.values()] == [True]
+    script.wait(2 * ARCHIVE_EVERY_S)
+    assert (script.store.runs, script.store.tables.suspects) == ({}, {})

@@ -105,8 +105,9 @@ def test_no_more_are_asked_for_than_the_cloud_places_within_a_boot_time() -> Non
 
 
 def test_what_a_person_asked_for_is_asked_for_again_also_by_the_next_boss() -> None:
-    script = BossScript(pending_s=120.0).pool("p", maximum=2, cloud="c")
-    script.ask("instantiate_worker", n=2)
+    script = BossScript(pending_s=120.0).pool("p", maximum=3, cloud="c")
+    for keep_alive in (False, True, True):
+        script.ask("instantiate_worker", n=1, keep_alive=keep_alive)
     vm_nos = started(script)
     made(script, *vm_nos)
     script.wait(125.0)
@@ -117,8 +118,10 @@ def test_what_a_person_asked_for_is_asked_for_again_also_by_the_next_boss() -> N
     script.start()
     script.wait(130.0)
     again = started(script)
-    assert len(again) == 2
+    assert len(again) == 3
     assert {script.store.vms[vm_no].reason for vm_no in again} == {"an operator requested it"}
+    assert sorted(script.store.vms[vm_no].keep_alive for vm_no in again) == [False, True, True]
+    assert "owed/p" not in script.store.tables.context
     script.start()
     script.wait(600.0)
     assert len(started(script)) == 0, "once only"

@@ -118,6 +118,16 @@ def test_a_vm_without_an_owner_is_ended_after_a_grace_and_asked_again_until_it_i
     assert ended(script) == []
 
 
+def test_a_vm_without_an_owner_that_goes_within_the_grace_is_forgotten() -> None:
+    script = one_pool()
+    script.handle(shown(lost=77))
+    script.wait(30.0)
+    script.handle(EMPTY)
+    lists(script)
+    script.wait(120.0)
+    assert (ended(script), lists(script)) == ([], 2), "it looks as seldom as before"
+
+
 def test_a_vm_that_came_up_after_its_intent_was_given_up_is_ended() -> None:
     script = one_pool()
     script.push("r", task("a"))
@@ -465,3 +475,17 @@ def test_a_vm_that_is_drained_is_not_ended_while_its_worker_runs_something() -> 
     script.wait(16.0)
     script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}))
     assert not [call for call in script.calls if isinstance(call, EndVm)]
+
+
+def test_a_vm_whose_worker_left_is_ended_and_says_why() -> None:
+    script = BossScript().pool("p", maximum=1)
+    script.ask("instantiate_worker", n=1, keep_alive=True)
+    vm_no = script.call(StartVm).vm_no
+    made(script, vm_no)
+    worker = vm_worker(script, vm_no)
+    script.wait(30.0)
+    goodbye = Envelope(1, worker.name, worker.session, worker.number + 1, wire.Goodbye("its home is full"))
+    script.handle(MessageArrived(goodbye, f"vm-{vm_no}"))
+    assert script.call(EndVm).vm_no == vm_no
+    vm = script.store.vms[vm_no]
+    assert (vm.state, vm.reason) == ("ending", "its home is full")

@@ -95,3 +95,9 @@ def test_a_retry_that_waits_and_a_budget_that_is_used_up() -> None:
     script.push("r", task("a", retries=msgspec.json.decode(b'{"max": 2}', type=type(task("x").retries))))
     script.starts(worker, "a").ended(worker, "a", cause=Cause.EXIT, error="exit code 1")
     assert why(script, "a")[0] == "task a is tried again in 50 s: exit code 1"
+
+
+def test_a_pool_that_asks_its_cloud_for_room_first_is_about_to_start_a_vm() -> None:
+    script = BossScript().pool("p", maximum=2, tells_room=True)
+    script.push("r", task("a"))
+    assert any(layer.startswith("the boss is about to start 1 VM of pool p: ") for layer in why(script, "a"))
