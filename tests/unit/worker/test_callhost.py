@@ -122,8 +122,9 @@ def test_a_failure_brings_its_traceback_and_the_exception(host: HostDouble) -> N
         raise ValueError("no")
 
     reply, value, _, err = host.call(fail)
-    data, trace = pickle.loads(value)
+    data, trace, about = pickle.loads(value)
     assert (reply["ok"], reply["error"], repr(pickle.loads(data))) == (False, "ValueError: no", "ValueError('no')")
+    assert about == {"host": socket.gethostname()}
     assert trace.startswith("Traceback")
     assert "in fail" in trace
     assert "_call" not in trace  # no frame of the host's own
