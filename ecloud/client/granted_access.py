@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -19,8 +20,11 @@ from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import SshDatastore
 from ecloud.model.wire import DatastoreGranted, RequestDone
 
-RENEW_BELOW = 0.5
-"""Access is renewed when less than this share of its life is left."""
+RENEWED_AFTER_S = 10.0
+"""A connection gets new access unless the last is younger: connections are few, and last."""
+PATIENCE_S = 60.0
+"""A request without progress for this long ends with `DatastoreAway`: a program should not end with each restart of the
+datastore's machine."""
 
 
 class AskForAccess(Protocol):
@@ -30,28 +34,34 @@ class AskForAccess(Protocol):
 
 
 class GrantedAccess:
-    """A key of this process, below a temporary directory, and the certificate that the boss makes for it. It is renewed
-    when a connection is made."""
+    """A key of this process, below a temporary directory, and the certificate that the boss makes for it: a new one for
+    each connection, so that neither a suspended machine nor a clock that was set leaves it with an expired one."""
 
     def __init__(self, ask: AskForAccess) -> None:
         self._ask = ask
         self._place = Path(tempfile.mkdtemp(prefix="ecloud-key-"))
         weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
         self._address: SshAddress | None = None
-        self._renew_at_s = 0.0
+        self._granted_at_s = -math.inf
         self._lock = threading.Lock()
 
     def opened(self) -> SshDatastore:
         """The datastore, for reading and uploads. Raises `Problem`, `DatastoreAway`, `KeyToolFailed`."""
         self._access()
         assert self._address is not None
-        return SshDatastore(self._address, self._access)
+        return SshDatastore(self._address, self._access, patience_s=PATIENCE_S)
 
     def _access(self) -> Access:
         key, known_hosts, certificate = (self._place / name for name in ("key", "known_hosts", "certificate.pub"))
         with self._lock:
-            if time.monotonic() >= self._renew_at_s:
-                answer = self._ask_boss(make_key(key, "ecloud-client"))
+            if time.monotonic() - self._granted_at_s >= RENEWED_AFTER_S:
+                try:
+                    answer = self._ask("open_datastore", public_key=make_key(key, "ecloud-client"))
+                except Problem as error:
+                    if not certificate.exists():
+                        text = f"the boss gives no access to the datastore: {error.text}"
+                        raise DatastoreAway(text, error.remedy) from error
+                    return Access(key, known_hosts, certificate)  # it may still be valid
                 granted = msgspec.json.decode(answer.text, type=DatastoreGranted)
                 address = SshAddress.parse(granted.datastore.address)
                 if self._address not in (None, address):
@@ -59,11 +69,5 @@ class GrantedAccess:
                 self._address = address
                 write_known_hosts(known_hosts, ALIAS, granted.datastore.host_key)
                 certificate.write_text(granted.datastore.credential + "\n")
-                self._renew_at_s = time.monotonic() + RENEW_BELOW * granted.lives_s
+                self._granted_at_s = time.monotonic()
         return Access(key, known_hosts, certificate)
-
-    def _ask_boss(self, public_key: str) -> RequestDone:
-        try:
-            return self._ask("open_datastore", public_key=public_key)
-        except Problem as error:
-            raise DatastoreAway(f"the boss gives no access to the datastore: {error.text}", error.remedy) from error

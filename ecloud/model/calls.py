@@ -24,7 +24,10 @@ def is_python_resource(name: str) -> bool:
 
 def calls_directory(run: str) -> str:
     """Return the directory of the datastore for large pickles of the calls of a run. Runs do not share one."""
-    name = re.sub(r"[^\w.=+-]", "_", run, flags=re.ASCII).lstrip(".")
-    if name != run:
-        name += "-" + hashlib.sha256(run.encode()).hexdigest()[:12]
-    return f"{VALUES}/{name}"
+    return f"{VALUES}/{file_name(run)}"
+
+
+def file_name(name: str) -> str:
+    """Return a name that a file can have. Different names do not share one."""
+    safe = re.sub(r"[^\w.=+-]", "_", name, flags=re.ASCII).lstrip(".")
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -31,6 +31,7 @@ class Cluster:
         self.local: LocalCluster | None = None
         self.settings: Settings = load_settings()
         self._datastore: Publisher | None = None
+        self._datastore_address = ""
         self._is_private = False
         """Its datastore is a directory of this machine, also after its boss has ended."""
         if isinstance(access, AccessFile):
@@ -65,8 +66,9 @@ class Cluster:
         `Problem`, `DatastoreAway`."""
         from ecloud.cli.files import open_datastore
 
-        if self._datastore is None:
+        if self._datastore is None or address != self._datastore_address:
             self._datastore = open_datastore(self.settings, address, ask, is_far=not self._is_private)
+            self._datastore_address = address
         return self._datastore
 
     def require(self) -> None:

@@ -10,7 +10,6 @@ Calls are tasks of a run: what tasks have (resources, retries, priority, `why`, 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -31,7 +31,7 @@ import msgspec
 from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
-from ecloud.model.calls import calls_directory, python_resource
+from ecloud.model.calls import calls_directory, file_name, python_resource
 from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
 from ecloud.model.wire import CallEnded, RequestDone
 from ecloud.python.cluster import Cluster
@@ -161,7 +161,7 @@ class ClusterExecutor(Executor):
                     f"initializer and initargs have {len(self._setup):,} bytes pickled; at most {INLINE_BYTES:,}: let "
                     "the initializer load its data from a file"
                 )
-        self._functions: weakref.WeakKeyDictionary[Any, PickledFunction] = weakref.WeakKeyDictionary()
+        self._functions: weakref.WeakKeyDictionary[FunctionType, PickledFunction] = weakref.WeakKeyDictionary()
         self._is_shut = False
         self._maps: weakref.WeakSet[Mapped] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -296,14 +296,11 @@ class ClusterExecutor(Executor):
             )
 
     def _pickled(self, fn: Callable[..., Any]) -> PickledFunction:
-        try:
-            known = self._functions.get(fn)
-        except TypeError:  # the function cannot be hashed, or has no weak references
-            return pickle_function(fn)
+        if not isinstance(fn, FunctionType):
+            return pickle_function(fn)  # an object, a bound method or a partial: what it holds may change
+        known = self._functions.get(fn)
         if known is None:
-            known = pickle_function(fn)
-            with contextlib.suppress(TypeError):
-                self._functions[fn] = known
+            known = self._functions[fn] = pickle_function(fn)
         return known
 
     def _project_of(self, fn: Callable[..., Any]) -> str:
@@ -323,7 +320,7 @@ class ClusterExecutor(Executor):
                 log.warning("calls are sent without the modules of this program: %s", problem)
                 self._is_project_left_out = True
             return ""
-        return self._objects.put(data, name)
+        return self._objects.put([data], name)
 
     def _push(
         self,
@@ -351,7 +348,7 @@ class ClusterExecutor(Executor):
             function_file=code_file,
             arguments=data,
             arguments_file=data_file,
-            value=f"{self._objects.directory}/{_safe(id)}.%a",
+            value=f"{self._objects.directory}/{file_name(id)}.%a",
             needs=arguments.futures,
             many=many,
             fingerprint=function.fingerprint,
@@ -580,12 +577,7 @@ def _require_good(options: Options) -> None:
 def _program() -> str:
     main = sys.modules.get("__main__")
     name = Path(getattr(main, "__file__", None) or "python").stem
-    return _safe(name)[:60] or "python"
-
-
-def _safe(text: str) -> str:
-    """Return the text in a form that can be part of a path."""
-    return re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII).lstrip(".") or "_"
+    return file_name(name)[:60]
 
 
 def _shut_at_exit(executor: ClusterExecutor) -> Any:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -54,6 +55,7 @@ ASK_AGAIN_S = 10.0
 LOOKED_UP_MOST = 256
 """Values of an attached run that are requested together."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
+_CALLBACKS = "ecloud-callbacks"
 _ENDED = frozenset(state.value for state in ENDED)
 
 
@@ -123,6 +125,8 @@ class Link:
         """Calls that were requested together with the last one."""
         self._orders: deque[Callable[[], None]] = deque()
         self._cancelled: list[str] = []
+        self._callbacks = ThreadPoolExecutor(1, thread_name_prefix=_CALLBACKS)
+        """A thread of their own: a callback may wait for an answer, which this link's thread receives."""
         self._accepted = False
         self._watched_in = 0
         self._asking = ""
@@ -241,7 +245,9 @@ class Link:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Send Goodbye and disconnect. Pushed calls continue."""
+        """Send Goodbye and disconnect. Pushed calls continue. If all calls have ended, their callbacks end first."""
+        is_callback = threading.current_thread().name.startswith(_CALLBACKS)
+        self._callbacks.shutdown(wait=not self.pending and not is_callback)
         self._closing = True
         self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -269,6 +275,8 @@ class Link:
             self.failure = error
             self._fail_all(error)
         finally:
+            while self._orders:
+                self._orders.popleft()()
             for asked in self._asked.values():
                 if asked.answered is not None:
                     asked.answered.set()
@@ -435,7 +443,11 @@ class Link:
                 self.condition.notify_all()
         self.on_progress(self.done_count, self.done_count + len(self.pending), self._failed)
         for future in finished:
-            future._invoke_callbacks()
+            if future._callbacks:
+                try:
+                    self._callbacks.submit(future._invoke_callbacks)
+                except RuntimeError:  # it was shut down
+                    future._invoke_callbacks()
 
     def _on_page(self, message: CallsEnded, request_id: str, calls: Sequence[CallEnded]) -> None:
         asked = self._asked.get(request_id)

@@ -52,12 +52,16 @@ class Mapped:
         self._each_s: float | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()
-        if buffersize is None:
-            self._left = list(items)
-            self._left.reverse()
-            self._submit_more()
-        else:
-            self._fill()
+        try:
+            if buffersize is None:
+                self._left = list(items)
+                self._left.reverse()
+                self._submit_more()
+            else:
+                self._fill()
+        except BaseException:
+            self.drop()
+            raise
 
     def _submit_more(self) -> None:
         """Submit the waiting items: all of them if the chunk size is known, else probes of one item each."""
@@ -86,7 +90,7 @@ class Mapped:
             future.add_done_callback(self._measure)
 
     def _measure(self, future: Any) -> None:
-        """Measure the first probe that ended, and submit the rest. Runs on the link's thread."""
+        """Measure the first probe that ended, and submit the rest. Runs on the thread of callbacks."""
         ended = future._ended
         with self._lock:
             if self._each_s is None:

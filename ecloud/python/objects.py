@@ -7,7 +7,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ class Objects:
         self.directory = directory
         self._there: dict[str, float] = {}
         """When each object was stored."""
+        self._stored_in: Publisher | None = None
         self._lock = threading.Lock()
 
     def placed(self, data: bytes, key: str = "") -> tuple[bytes, str]:
@@ -35,21 +36,25 @@ class Objects:
         `Problem`."""
         if len(data) <= INLINE_BYTES:
             return data, ""
-        return b"", self.put(data, key or hashlib.sha256(data).hexdigest())
+        return b"", self.put([data], key or hashlib.sha256(data).hexdigest())
 
     def requirement(self, name: str) -> Requirement:
         """Of a call that needs this object."""
         return Requirement(f"{self.directory}/{name}", name)
 
-    def put(self, data: bytes, key: str) -> str:
-        """Store a pickle, unless it was stored lately; return its name. The boss removes the objects of a run that it
-        archives."""
+    def put(self, parts: Sequence[bytes | memoryview], key: str) -> str:
+        """Store a pickle of these parts, unless it was stored lately; return its name. The boss removes the objects of
+        a run that it archives."""
         with self._lock:
+            if (datastore := self._datastore()) is not self._stored_in:
+                self._stored_in = datastore  # the cluster uses another one now
+                self._there.clear()
             if time.monotonic() - self._there.get(key, -math.inf) > STORED_ANEW_S:
                 with tempfile.TemporaryDirectory(prefix="ecloud-object-") as place:
                     file = Path(place) / key
-                    file.write_bytes(data)
-                    self._datastore().put(file, f"{self.directory}/{key}")
+                    with file.open("wb") as opened:
+                        opened.writelines(parts)
+                    datastore.put(file, f"{self.directory}/{key}")
                 self._there[key] = time.monotonic()
         return key
 

@@ -1,5 +1,9 @@
-"""Large objects that many calls have among their arguments: pickled once, moved once to each worker, unpickled once in
-each interpreter. Calls must not change them."""
+"""Large objects that many calls have among their arguments: moved once to each worker, unpickled once in each
+interpreter. Calls must not change them.
+
+An object that is shared automatically and that the program may change is read again for each call: its name is the hash
+of its content, so that each call gets the content of its moment, and equal content is stored once.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ class Sharing:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._names: OrderedDict[int, tuple[Any, str]] = OrderedDict()
-        """By `id`: (what keeps that id from being given again, its name)."""
+        """By `id`: (the object or a reference to it, its name; empty if its content may change)."""
         self._seen: OrderedDict[int, Any] = OrderedDict()
         """Large objects that were passed once."""
 
@@ -51,7 +55,7 @@ class Sharing:
             return None
         known = self._names.get(id(item))
         if known is not None and _is_same(known[0], item):
-            return known[1]
+            return known[1] or self._name(item)
         if _is_same(self._seen.pop(id(item), None), item):
             return self._name(item)
         self._seen[id(item)] = _held(item)
@@ -70,9 +74,9 @@ class Sharing:
         digest = hashlib.sha256(head)
         for part in parts:
             digest.update(part)
-        name = self._objects.put(b"".join([head, *parts]), digest.hexdigest())
+        name = self._objects.put([head, *parts], digest.hexdigest())
         if _size(item) >= LARGE_BYTES:
-            self._names[id(item)] = (_held(item), name)
+            self._names[id(item)] = (_held(item), name if _is_constant(item) else "")
         return name
 
 
@@ -81,6 +85,13 @@ def _size(item: Any) -> int:
         return len(item)
     size = getattr(item, "nbytes", 0) if hasattr(type(item), "nbytes") else 0
     return size if isinstance(size, int) else 0
+
+
+def _is_constant(item: Any) -> bool:
+    """Whether its content cannot change: bytes, text, an array that is read-only and no view of another."""
+    flags = getattr(item, "flags", None)
+    is_frozen = not getattr(flags, "writeable", True) and getattr(flags, "owndata", False)
+    return isinstance(item, (bytes, str)) or bool(is_frozen)
 
 
 def _held(item: Any) -> Any:

@@ -268,7 +268,11 @@ def doubled(data):
 with ClusterExecutor(run="from-laptop") as executor:
     large = bytes(range(256)) * 4000
     first = executor.submit(doubled, large)
+    told = []
+    first.add_done_callback(lambda future: told.append(len(future.result())))
     print(first.result() == large * 2, executor.submit(len, first).result())
+    print(sum(executor.map(len, [b""] * 10 + [large] * 5)))
+print(told)
 print(len(ClusterExecutor().attach("from-laptop").futures()[0].result()))
 """
 
@@ -281,7 +285,7 @@ def test_a_machine_with_an_access_file_alone_reaches_the_datastore(far: Doors, o
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=laptop.place, env=laptop.environment, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["True", "2048000", "2048000"], done.stderr
+    assert done.stdout.split() == ["True", "2048000", "5120000", "[2048000]", "2048000"], done.stderr
     (laptop.place / "inputs").mkdir()
     (laptop.place / "inputs" / "data.txt").write_text("1\n2\n3\n")
     task = {

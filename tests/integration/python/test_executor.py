@@ -23,6 +23,7 @@ from ecloud import ClusterExecutor, RemoteError
 from ecloud.client.client import Client
 from ecloud.config.secrets import cluster_secret
 from ecloud.python.cluster import Cluster
+from ecloud.python.payload import LARGE_BYTES
 from ecloud.queries.status import open_database
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -38,6 +39,19 @@ def executor(cluster: Cluster) -> Iterator[ClusterExecutor]:
 
 def square(number: int) -> int:
     return number * number
+
+
+def last(data: bytearray) -> int:
+    return data[-1]
+
+
+class Adder:
+    """A function with an attribute that the program may change."""
+
+    by = 0
+
+    def __call__(self, number: int) -> int:
+        return number + self.by
 
 
 def total(*numbers: int) -> int:
@@ -338,6 +352,40 @@ def test_calls_with_keys_are_made_once_and_again_where_they_failed_or_changed(
     assert run(changed) == [2, 2]
     assert "the function of call a of run keyed has changed: its value is kept" in caplog.text
     assert run(changed, code_changed="redo") == [103, 103]
+
+
+def test_keys_whose_names_a_file_cannot_have_do_not_share_a_value(executor: ClusterExecutor) -> None:
+    keys = ("Müller", "Möller", "a/1", "a_1", "x", ".x")
+    futures = {key: executor.options(key=key).submit(lambda text: text * 20_000, key) for key in keys}
+    assert {key: future.result(PATIENCE_S) for key, future in futures.items()} == {key: key * 20_000 for key in keys}
+
+
+def test_what_the_program_changes_between_two_calls_is_sent_as_it_is(executor: ClusterExecutor) -> None:
+    data, adder = bytearray(LARGE_BYTES), Adder()
+    found = []
+    for number in range(4):
+        data[:] = bytes([number]) * LARGE_BYTES
+        adder.by = number
+        found.append((executor.submit(last, data), executor.submit(adder, 10)))
+    assert [one.result(PATIENCE_S) for one, _ in found] == [0, 1, 2, 3]
+    assert [other.result(PATIENCE_S) for _, other in found] == [10, 11, 12, 13]
+
+
+def test_a_map_that_cannot_submit_an_item_cancels_the_items_before(cluster: Cluster, tmp_path: Path) -> None:
+    with ClusterExecutor(cluster.access) as executor:
+        executor.submit(int).result(PATIENCE_S)
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            executor.map(lambda item: time.sleep(60), [*range(10), threading.Lock()], chunksize=1)
+        began = time.monotonic()
+    assert time.monotonic() - began < PATIENCE_S
+
+
+def test_a_callback_may_wait_for_what_the_link_receives(cluster: Cluster) -> None:
+    asked: list[Any] = []
+    with ClusterExecutor(cluster.access) as executor:
+        future = executor.submit(time.sleep, 0.2)
+        future.add_done_callback(lambda done: asked.append(executor._link.request("pythons")))
+    assert asked, "shutdown waits for callbacks"
 
 
 def test_an_object_that_is_shared_is_unpickled_once_in_each_interpreter(executor: ClusterExecutor) -> None:
