@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import linecache
 import pickle
+import re
 import types
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from importlib import metadata
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import cloudpickle
 
@@ -89,7 +92,9 @@ def pickle_function(function: Callable[..., Any]) -> PickledFunction:
         raise TypeError(f"{function!r} cannot be called: pass a function, not its value")
     name = name_of(function)
     try:
-        data = cloudpickle.dumps(function, protocol=PROTOCOL)
+        file = io.BytesIO()
+        _CodePickler(file, protocol=PROTOCOL).dump(function)
+        data = file.getvalue()
     except Exception as error:
         raise TypeError(f"the function {name} cannot be pickled: {_words(error)}") from None
     return PickledFunction(data, hashlib.sha256(data).hexdigest(), _fingerprint(function), name)
@@ -125,7 +130,17 @@ class Names(Protocol):
         """The name of a shared object; None for what is pickled as it is."""
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+def _reduced_code(code: types.CodeType) -> tuple[Any, tuple[Any, ...]]:
+    """A code object as cloudpickle takes it apart, with the name of its file, which tracebacks show."""
+    make, parts = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple([code.co_filename if part == "<dynamic-code>" else part for part in parts])
+
+
+class _CodePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _reduced_code}, cloudpickle.Pickler.dispatch_table)
+
+
+class _Pickler(_CodePickler):
     """Names futures of this executor and shared objects instead of pickling them."""
 
     def __init__(self, file: io.BytesIO, names: Names) -> None:
@@ -231,6 +246,19 @@ def _with_versions(text: str, there: Mapping[str, str]) -> str:
     return text
 
 
+def _with_source(trace: str) -> str:
+    """The traceback with the lines of files that this machine has and the worker lacks."""
+    lines = trace.split("\n")
+    told: list[str] = []
+    for line, following in zip(lines, [*lines[1:], ""]):
+        told.append(line)
+        frame = re.fullmatch(r'  File "(.+)", line (\d+), in .+', line)
+        if frame and not following.startswith("    "):
+            source = linecache.getline(frame[1], int(frame[2])).strip()
+            told += [f"    {source}"] if source else []
+    return "\n".join(told)
+
+
 def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
     """Return the exception of a failed call, with its remote traceback as `__cause__`. Never raises."""
     error: BaseException = RemoteError(text, cause)
@@ -249,7 +277,7 @@ def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
         except BaseException as problem:
             error = RemoteError(f"{text} (its exception cannot be unpickled here: {problem})", cause)
     if trace:
-        error.__cause__ = RemoteTraceback(trace)
+        error.__cause__ = RemoteTraceback(_with_source(trace))
     if text.startswith(INITIALIZER_FAILED):
         broken = InitializerFailed(text, cause)
         broken.__cause__ = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from importlib import metadata
 
-from ecloud.python.payload import failure_of
+from ecloud.python.payload import failure_of, pickle_function
 
 
 def failed_import(module: str, version: str) -> BaseException:
@@ -29,3 +29,15 @@ def test_a_failed_import_names_the_versions_of_its_package_here_and_there() -> N
 def test_a_package_may_have_another_name_than_its_module() -> None:
     assert "package paho-mqtt: version" in str(failed_import("paho", ""))
     assert "package no_such_module: not installed here" in str(failed_import("no_such_module", ""))
+
+
+def test_a_remote_traceback_names_the_file_of_the_program_and_shows_its_lines() -> None:
+    def broken() -> None:
+        raise ValueError("here")  # the line that is shown
+
+    there = pickle.loads(pickle_function(broken).data)
+    assert there.__code__.co_filename == __file__
+    line = broken.__code__.co_firstlineno + 1
+    told = f'Traceback (most recent call last):\n  File "{__file__}", line {line}, in broken\nValueError: here\n'
+    error = failure_of(pickle.dumps((b"", told)), "ValueError: here", "exit", "call 1")
+    assert '    raise ValueError("here")  # the line that is shown\nValueError: here' in str(error.__cause__)
