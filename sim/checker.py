@@ -432,6 +432,8 @@ class Checker:
             maker = _made_by(content)
             if maker[0] not in self.tables.tasks or self.history.is_forgotten(content.rpartition(":")[0], maker):
                 continue
+            if maker in self.history.lost and maker not in self.tables.attempts:
+                continue  # by an attempt of a worker that was gone when a restore lost it
             if self._was_skipped(maker[0]):
                 continue  # the file was there when its task was pushed: made in a history that a restore has lost
             self.looked["chain-inputs"] += 1
