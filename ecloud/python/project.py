@@ -26,8 +26,11 @@ SHOWN = 10
 """Files that are named where a project is too large."""
 IGNORE_FILES = (".gitignore", ".ecloudignore")
 NEVER = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
-NOT_THEIRS = frozenset({"__main__", "__mp_main__", "ecloud", "datastore", "boss", "worker"})
-"""Modules that are not the user's: calls do not need ours."""
+PROGRAM = frozenset({"__main__", "__mp_main__"})
+"""Names of the program itself: what calls use of it is sent with them."""
+_ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
+OURS = tuple(os.path.join(_ROOT, package, "") for package in ("ecloud", "datastore", "boss", "worker"))
+"""Directories of ECLOUD: calls do not need its modules. A user's module may have the name of one, such as `worker`."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -59,12 +62,15 @@ class Project:
     def _holds(self, module: Any) -> bool:
         """Whether it is where the root holds a module of that name: not so where an environment below has it."""
         file, names = getattr(module, "__file__", None), str(getattr(module, "__name__", "")).split(".")
-        if not isinstance(file, str) or names[0] in NOT_THEIRS:
+        if not isinstance(file, str) or names[0] in PROGRAM:
             return False
         directory, base = os.path.split(file)
         stem = base.partition(".")[0]
         place = names if stem == "__init__" else names[:-1]
-        return stem in ("__init__", names[-1]) and os.path.realpath(directory) == str(self.root.joinpath(*place))
+        if stem not in ("__init__", names[-1]):
+            return False
+        real = os.path.realpath(directory)
+        return real == str(self.root.joinpath(*place)) and not os.path.join(real, "").startswith(OURS)
 
     def _has(self, name: str) -> bool:
         top = name.partition(".")[0]

@@ -126,3 +126,25 @@ if __name__ == "__main__":
     assert (program.returncode, out) == (0, "32\n7\nProjectUnusable\n")
     assert err.count("calls are sent without the modules of this program") == 1
     assert "data.bin (200" in err
+
+
+def test_modules_of_a_program_may_have_the_names_of_ecloud_s_packages(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("x = 40\n")
+    (tmp_path / "boss").mkdir()
+    (tmp_path / "boss/__init__.py").write_text("def order(number): return -number\n")
+    program = start(
+        tmp_path,
+        """
+import boss, worker
+from ecloud import ClusterExecutor
+
+def add(number):
+    return worker.x + number
+
+if __name__ == "__main__":
+    with ClusterExecutor(max_workers=1) as executor:
+        print(executor.submit(add, 2).result(), executor.submit(boss.order, 3).result())
+""",
+    )
+    out, err = program.communicate(timeout=PATIENCE_S)
+    assert (out, err, program.returncode) == ("42 -3\n", "", 0)
