@@ -22,7 +22,7 @@ import traceback
 import types
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, as_completed
+from concurrent.futures import CancelledError, Future, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ecloud.cli import app
 from ecloud.python.client_thread import LOCAL
 from ecloud.python.executor import ClusterExecutor
 from ecloud.python.future import CallFuture
+from ecloud.python.payload import RemoteError
 
 BEGIN = "------ User write below ------"
 END = "------ User write above ------"
@@ -53,10 +54,11 @@ class Project:
             with contextlib.suppress(ImportError):
                 setattr(self.module, name, importlib.import_module(name))
         self.module.__file__ = str(file)
+        text = _user_part(file)
         try:
-            exec(compile(_user_part(file), str(file), "exec"), self.module.__dict__)
+            exec(compile(text, str(file), "exec"), self.module.__dict__)
         except Exception as error:
-            raise Problem(f"{file}: {type(error).__name__}: {error}") from error
+            raise Problem(f"{_place(file, error)}: {type(error).__name__}: {error}") from error
         missing = [name for name in REQUIRED if not hasattr(self.module, name)]
         if missing:
             raise Problem(f"{file} does not define {', '.join(missing)} between its markers")
@@ -67,7 +69,7 @@ class Project:
         try:
             return list(self.module.make_tasks())
         except Exception as error:
-            raise Problem(f"{self.file}: make_tasks failed: {type(error).__name__}: {error}") from error
+            raise Problem(f"{_place(self.file, error)}: make_tasks failed: {type(error).__name__}: {error}") from error
 
     @property
     def hosts(self) -> list[str]:
@@ -90,13 +92,21 @@ def _user_part(file: Path) -> str:
     """Return the text between the markers, with its original line numbers. Raises `Problem`."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(f"{file} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"{file} cannot be read: it is not UTF-8 text") from error
+    except OSError as error:
+        raise Problem(f"{file} cannot be read: {error.strerror}") from error
     at = {mark: [number for number, line in enumerate(lines) if mark in line] for mark in (BEGIN, END)}
     if not at[BEGIN] or not at[END] or at[BEGIN][0] > at[END][0]:
         raise Problem(f"{file} is not an oden file: a line with `{BEGIN}` and one below it with `{END}` are missing")
     begin, end = at[BEGIN][0], at[END][0]
     return "\n" * (begin + 1) + "\n".join(lines[begin + 1 : end])
+
+
+def _place(file: Path, error: Exception) -> str:
+    """Return the file, and the line of it that raised an error or led to it."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
 # --- results ----------------------------------------------------------------------------------------------
@@ -140,9 +150,9 @@ class Results:
                 left.append(task)
         return left
 
-    def write_done(self, number: int, task: Any, result: Any) -> Path:
-        """Write a result and remove an earlier error file of the task."""
-        path = self._write(number, "done", {"task": task, "result": pickle.dumps(result)})
+    def write_done(self, number: int, task: Any, result: bytes) -> Path:
+        """Write a pickled result and remove an earlier error file of the task."""
+        path = self._write(number, "done", {"task": task, "result": result})
         for error in self.errors.get(_hash(task), [])[:1]:
             error.unlink(missing_ok=True)
             self.errors[_hash(task)].remove(error)
@@ -203,20 +213,39 @@ def run(project: Project, tasks: list[Any], results: Results) -> int:
             task = task_of.pop(future)
             assert isinstance(future, CallFuture)
             number = numbers.setdefault(future.worker, len(numbers))
-            error = future.exception()
-            if error is None:
-                path = results.write_done(number, task, future.result())
+            outcome = _outcome(future)
+            if isinstance(outcome, bytes):
+                path = results.write_done(number, task, outcome)
             else:
                 failed += 1
-                text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-                path = results.write_error(number, task, text)
-                log.error("a task failed: %s", text.strip().splitlines()[-1])
+                path = results.write_error(number, task, "".join(traceback.format_exception(outcome)))
+                # The lines after the first one are notes.
+                log.error("task %.100r failed: %s", task, traceback.format_exception_only(outcome)[0].strip())
             left_s = (time.monotonic() - began) / ended * (len(tasks) - ended)
             log.info("%d of %d: %s; about %.0f s left", ended, len(tasks), path.name, left_s)
         for worker, number in numbers.items():
             project.call("handle_finish_machine", worker, f"{project.name}{number}")
     project.call("handle_finish_tasks")
     return failed
+
+
+def _outcome(future: CallFuture) -> bytes | BaseException:
+    """Return the pickled result of a call that ended, or its error. A result that cannot be unpickled or pickled here
+    is an error of its task."""
+    try:
+        error = future.exception()
+        value = future.result() if error is None else None
+    except CancelledError:
+        return RemoteError(f"call {future.id} was cancelled")
+    except RemoteError as unreadable:
+        return unreadable
+    if error is not None:
+        return error
+    try:
+        return pickle.dumps(value)
+    except Exception as problem:
+        text = f"the value of {future.id} (of type {type(value).__name__}) cannot be pickled here"
+        return RemoteError(f"{text}: {type(problem).__name__}: {problem}")
 
 
 @click.command(cls=app.Command)
@@ -238,7 +267,12 @@ def main(file: Path, mode: str, yes: bool) -> int:
     if mode == "test":
         for task in project.tasks():
             log.info("task %.100r", task)
-            project.module.calc(copy.copy(task))
+            try:
+                project.module.calc(copy.copy(task))
+            except Exception as error:
+                trace = error.__traceback__
+                traceback.print_exception(type(error), error, trace.tb_next if trace is not None else None)
+                return NOT_ALL_SUCCEEDED
         return DONE
     results = Results(project.name, Path.cwd())
     if mode == "status":

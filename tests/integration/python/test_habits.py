@@ -211,6 +211,57 @@ def test_an_oden_project_is_run_and_resumed(tmp_path: Path) -> None:
     assert "all tasks have a result" in oden(tmp_path, "resume").stderr
 
 
+ODEN_WITH_ODD_VALUES = """
+# ------ User write below ------
+name = "sample"
+class Own:
+    pass
+class Odd:
+    def __reduce__(self):
+        return int, ("odd",)
+def make_tasks():
+    return [1, 2, 3, 4]
+def calc(task):
+    if task == 4:
+        raise ValueError("four")
+    return {2: Odd(), 3: Own()}.get(task, task * 10)
+# ------ User write above ------
+"""
+
+
+def test_a_value_that_cannot_be_read_or_written_is_the_error_of_its_task_alone(tmp_path: Path) -> None:
+    (tmp_path / "oden.py").write_text(ODEN_WITH_ODD_VALUES)
+    for mode in ("manager", "resume"):
+        done = oden(tmp_path, mode)
+        assert done.returncode == 1, done.stderr
+        assert "a fault of ECLOUD" not in done.stderr
+        assert "task 4 failed: ValueError: four\n" in done.stderr
+        assert results(tmp_path) == [(1, 10)]
+        errors = [pickle.loads(path.read_bytes()) for path in tmp_path.glob("sample*.error.pickle")]
+        texts = {error["task"]: error["error"] for error in errors}
+        assert sorted(texts) == [2, 3, 4]
+        assert "cannot be unpickled here: ValueError: invalid literal" in texts[2]
+        assert "cannot be pickled" in texts[3]
+
+
+def test_a_failure_of_calc_on_this_machine_is_shown_as_python_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "oden.py").write_text(ODEN_WITH_ODD_VALUES)
+    done = oden(tmp_path, "test")
+    assert done.returncode == 1
+    trace = done.stderr[done.stderr.index("Traceback") :].splitlines()
+    assert trace[1] == '  File "oden.py", line 13, in calc'
+    assert trace[-1] == "ValueError: four"
+    assert "ECLOUD" not in done.stderr
+
+
+def test_a_file_that_cannot_be_used_is_named_once(tmp_path: Path) -> None:
+    assert oden(tmp_path, "test").stderr == "oden: oden.py cannot be read: No such file or directory\n"
+    (tmp_path / "oden.py").write_bytes(b"\xff")
+    assert oden(tmp_path, "test").stderr == "oden: oden.py cannot be read: it is not UTF-8 text\n"
+    (tmp_path / "oden.py").write_text(ODEN_WITH_ODD_VALUES.replace("class Own", "absent()\nclass Own"))
+    assert oden(tmp_path, "test").stderr == "oden: oden.py, line 4: NameError: name 'absent' is not defined\n"
+
+
 def test_a_file_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "oden.py").write_text("name = 'x'\n")
     done = oden(tmp_path, "test")
