@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from datastore.problem import PartAway
 from ecloud.config.home import Home
+from ecloud.config.owned_directory import LOCAL, OwnedDirectory
 from ecloud.config.secrets import AccessFile, read_access
 from ecloud.config.settings import ROOT, Settings, child_environment, load_settings
 
 START_S = 90.0
 STOP_S = 20.0
 """Time limit for the boss to end its workers and its broker; after it, the boss is killed, and they with it."""
-
-
-PREFIX = "ecloud-local-"
-OWNER = "owner.lock"
-"""Lock file in such a home; the command that created the home holds the lock as long as it lives."""
 
 
 class LocalClusterFailed(PartAway):
@@ -39,9 +33,8 @@ class LocalCluster:
         self.datastore = datastore
         self._workers = workers
         self._keep_dirs = keep_dirs
-        remove_left_over_homes()
-        self.home = Home(tempfile.mkdtemp(prefix=PREFIX))
-        self._owner = _lock(self.home.path / OWNER)
+        self._directory = OwnedDirectory(LOCAL)
+        self.home = Home(self._directory.path)
         self._log = self.home.path / "start.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor: subprocess.Popen[bytes] | None = None
@@ -69,6 +62,7 @@ class LocalCluster:
                 stderr=log,
                 start_new_session=True,
             )
+        self._directory.is_used_by(self._process)
         deadline = time.monotonic() + START_S
         while not self.home.boss_pid.exists():  # the boss writes the file last
             self.require()
@@ -120,8 +114,7 @@ class LocalCluster:
                 self._kill(process)
         if self._keep_dirs:
             self._save_directories()
-        shutil.rmtree(self.home.path, ignore_errors=True)
-        os.close(self._owner)
+        self._directory.remove()
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         # Its workers and its broker are tied to it: the kernel ends them.
@@ -148,31 +141,3 @@ class LocalCluster:
                 if lines[-1]:
                     return lines[-1].removeprefix("boss: ")
         return "no output"
-
-
-def _lock(path: Path) -> int:
-    """Lock a file until it is closed or this process ends. Raises `BlockingIOError` if another process holds the
-    lock."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise
-    return file
-
-
-def remove_left_over_homes() -> None:
-    """Remove the homes of local clusters whose command was killed: no process holds their locks."""
-    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # home of another user, in use, or being created
-            if home.stat().st_uid == os.getuid() and (home / OWNER).exists() and not _is_used(home):
-                os.close(_lock(home / OWNER))
-                shutil.rmtree(home, ignore_errors=True)
-
-
-def _is_used(home: Path) -> bool:
-    """Whether a boss still runs there: it ends shortly after its command."""
-    from ecloud.cli.app import running_boss
-
-    return running_boss(Home(home)) is not None

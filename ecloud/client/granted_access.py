@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import threading
 import time
-import weakref
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -18,6 +14,7 @@ from datastore.port import DatastoreAway
 from datastore.problem import Problem
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import SshDatastore
+from ecloud.config.owned_directory import KEY, OwnedDirectory
 from ecloud.model.wire import DatastoreGranted, RequestDone
 
 RENEWED_AFTER_S = 10.0
@@ -39,8 +36,7 @@ class GrantedAccess:
 
     def __init__(self, ask: AskForAccess) -> None:
         self._ask = ask
-        self._place = Path(tempfile.mkdtemp(prefix="ecloud-key-"))
-        weakref.finalize(self, shutil.rmtree, self._place, ignore_errors=True)
+        self._directory = OwnedDirectory(KEY)
         self._address: SshAddress | None = None
         self._granted_at_s = -math.inf
         self._lock = threading.Lock()
@@ -52,7 +48,9 @@ class GrantedAccess:
         return SshDatastore(self._address, self._access, patience_s=PATIENCE_S)
 
     def _access(self) -> Access:
-        key, known_hosts, certificate = (self._place / name for name in ("key", "known_hosts", "certificate.pub"))
+        key, known_hosts, certificate = (
+            self._directory.path / name for name in ("key", "known_hosts", "certificate.pub")
+        )
         with self._lock:
             if time.monotonic() - self._granted_at_s >= RENEWED_AFTER_S:
                 try:

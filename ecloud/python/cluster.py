@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecloud.cli import app
 from ecloud.config import this_host
+from ecloud.config.owned_directory import VALUES, OwnedDirectory
 from ecloud.config.secrets import AccessFile, read_access
 from ecloud.config.settings import Settings, load_settings
 
@@ -48,10 +46,9 @@ class Cluster:
     def _start_local(self, workers: int) -> None:
         from ecloud.cli.local_cluster import LocalCluster
 
-        place = tempfile.mkdtemp(prefix="ecloud-values-")
-        # Not in `close`: futures give their values after the executor was shut down, too.
-        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
-        datastore = Path(place) / "datastore"
+        # Not removed in `close`: futures give their values after the executor was shut down, too.
+        self._values = OwnedDirectory(VALUES)
+        datastore = self._values.path / "datastore"
         datastore.mkdir()
         self.local, self._is_private = LocalCluster(datastore, workers), True
         try:

@@ -8,6 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from services import wait_until
+
+from ecloud.cli.app import running_boss
+from ecloud.config.home import Home
+
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 110.0
 
@@ -100,6 +106,34 @@ if __name__ == "__main__":
     out, err = program.communicate(timeout=PATIENCE_S)
     assert (out, err, program.returncode) == ("100000\n", "", 0)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_program_that_is_ended_leaves_no_values_behind(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    text = """
+import os, tempfile, time
+tempfile.tempdir = os.path.abspath("temporary")
+from ecloud import ClusterExecutor
+
+if __name__ == "__main__":
+    with ClusterExecutor(max_workers=1) as executor:
+        print(len(executor.submit(bytes, 100_000).result()), flush=True)
+        WAIT
+"""
+    program = start(tmp_path, text.replace("WAIT", "executor.submit(time.sleep, 600).result()"))
+    assert program.stdout is not None
+    assert program.stdout.readline() == "100000\n"
+    program.send_signal(number)
+    _, err = program.communicate(timeout=PATIENCE_S)
+    assert (program.returncode, err) == (-number, "")
+    temporary = tmp_path / "temporary"
+    if number == signal.SIGKILL:
+        (home,) = temporary.glob("ecloud-local-*")
+        wait_until(lambda: running_boss(Home(home)) is None, 60.0)
+        next_one = start(tmp_path, text.replace("WAIT", ""))
+        assert next_one.communicate(timeout=PATIENCE_S) == ("100000\n", "")
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_directory_that_is_too_large_fails_only_calls_that_need_it(tmp_path: Path) -> None:

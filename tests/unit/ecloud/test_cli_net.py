@@ -13,7 +13,6 @@ from rich.console import Console
 
 from datastore.problem import PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.local_cluster import OWNER, PREFIX, _lock, remove_left_over_homes
 from ecloud.cli.main import main
 from ecloud.cli.push_action import with_local_number
 from ecloud.cli.tables import PLAIN_BAR, STYLES, state_bar
@@ -137,16 +136,3 @@ def test_settings_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     assert child_environment()["ECLOUD_SETTINGS"] == str(work / "settings.py")
     monkeypatch.setenv("ECLOUD_SETTINGS", "named.py")
     assert settings_path() == work / "named.py", "absolute: the boss runs in another directory"
-
-
-def test_homes_that_a_killed_command_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    for name in ("left", "used", "young"):
-        (tmp_path / f"{PREFIX}{name}").mkdir()
-    (tmp_path / f"{PREFIX}left" / OWNER).write_text("")
-    used = _lock(tmp_path / f"{PREFIX}used" / OWNER)
-    try:
-        remove_left_over_homes()
-    finally:
-        os.close(used)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}used", f"{PREFIX}young"]
