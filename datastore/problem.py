@@ -7,13 +7,23 @@ message.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+IS_INSTALLED = Path(__file__).resolve().parents[1].name in ("site-packages", "dist-packages")
+"""Whether pip installed ECLOUD: its command is `ecloud` then, and there is no `admin.py`."""
 DONE = 0
 NOT_ALL_SUCCEEDED = 1
 INPUT_WRONG = 2
 PART_AWAY = 3
 INTERRUPTED = 130
 """The exit codes of all commands."""
+
+
+def as_typed(text: str, is_installed: bool | None = None) -> str:
+    """Replace the commands of a checkout by those of an installed package, where ECLOUD is one."""
+    if not (IS_INSTALLED if is_installed is None else is_installed):
+        return text
+    return text.replace("python admin.py", "ecloud").replace("python push_tasks.py", "ecloud push")
 
 
 class Problem(Exception):
@@ -43,7 +53,7 @@ class Problem(Exception):
         *lines, last = self.texts or ("",)
         if self.remedy:
             last += (f"; {self.remedy}" if ": " in last else f": {self.remedy}") if last else self.remedy
-        return [*lines, last]
+        return [as_typed(line) for line in (*lines, last)]
 
     def __str__(self) -> str:
         return "; ".join(self.lines)

@@ -281,6 +281,8 @@ def _failure(error: BaseException) -> bytes:
     except BaseException:  # its own `__str__` raises
         trace = "".join(traceback.format_tb(_own_trace(error))) + type(error).__name__ + "\n"
     print(trace, file=sys.stderr, end="")
+    about = {"host": socket.gethostname()}
+    kind = type(error).__name__
     try:
         data = pickle.dumps(error, protocol=5)
         pickle.loads(data)
@@ -290,11 +292,12 @@ def _failure(error: BaseException) -> bytes:
 
             data = cloudpickle.dumps(error, protocol=5)
             pickle.loads(data)
-        except BaseException:
+        except BaseException as problem:
             data = b""
+            about["unreadable"] = f"not raised as {kind}, which cannot be pickled and unpickled: {_sentence(problem)}"
     if len(data) > INLINE_BYTES // 2:
+        about["unreadable"] = f"not raised as {kind}: its pickle has {len(data):,} bytes, above {INLINE_BYTES // 2:,}"
         data = b""
-    about = {"host": socket.gethostname()}
     if isinstance(error, ImportError) and error.name:
         about.update(_package(error))
     return pickle.dumps((data, trace[-INLINE_BYTES // 3 :], about), protocol=4)

@@ -335,7 +335,7 @@ def _try_directory(access: DatastoreAccess) -> None:
 def _address(access: AccessFile) -> BrokerAddress:
     from ecloud.client.broker import BrokerAddress
 
-    return BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+    return BrokerAddress.of(access)
 
 
 def _need_packages() -> None:

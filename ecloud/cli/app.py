@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from datastore import problem as problems
 from datastore.problem import DONE, INTERRUPTED, PART_AWAY, Problem
 from ecloud.config import missing_package
 
@@ -142,9 +143,7 @@ def report(problem: Problem, name: str) -> int:
 
 def as_typed(text: str) -> str:
     """Replace the commands in a text by those that users of this program type."""
-    if _program != INSTALLED:
-        return text
-    return text.replace("python admin.py", "ecloud").replace("python push_tasks.py", "ecloud push")
+    return problems.as_typed(text, True if _program == INSTALLED else None)
 
 
 def problem_of(error: BaseException) -> Problem | None:

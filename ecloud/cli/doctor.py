@@ -274,7 +274,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
             else:
                 yield Finding("broker", "embedded: starts with the boss")
             return
-        address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+        address = BrokerAddress.of(access)
         topic = f"ecloud/{access.cluster_id}/{topic.partition('/')[2]}"
     problem = probe(address)
     if problem is not None:

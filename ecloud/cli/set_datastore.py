@@ -66,7 +66,7 @@ def _set_up(
     if not _accepts_workers(home, context["cluster_id"], address, host_key, installed):
         if installed.wrote_line:
             installing.take_back(address, boss_key(home), host_key, lines.workers)
-        raise Problem(lines.advice("accepts no worker's certificate", installed.wrote_line), exit_code=PART_AWAY)
+        raise lines.refused("accepts no worker's certificate", installed.wrote_line)
     return request.ask(
         "set_datastore",
         as_json,
@@ -99,23 +99,23 @@ class _Lines:
         self.boss = boss
         self.workers = workers
 
-    def advice(self, problem: str, took_back: bool) -> list[str]:
-        """Return what to do if sshd rejects one or both keys: both lines, ready to paste."""
-        account = f"{self.address.user}@{self.address.host}"
-        told = [f"{account} {problem}"]
+    def refused(self, problem: str, took_back: bool) -> Problem:
+        """Print commands for an account whose sshd rejects one or both keys, to be pasted there; return the error."""
+        user = self.address.user
+        text = f"{user}@{self.address.host} {problem}"
         if took_back:
-            told[0] += f"; what was written into {KEYS_FILE} there did not help and was removed again"
-        return [
-            *told,
-            f"run this there as {self.address.user} (the first line is the boss's key, the second accepts workers by"
-            " certificates for the gate alone), then set_datastore again:",
-            f"mkdir -p -m 700 ~/.ssh && cat >> {KEYS_FILE} <<'END'",
-            self.boss,
-            self.workers,
-            "END",
-            f"where AuthorizedKeysFile in its sshd_config names another file for {self.address.user}, both lines belong"
-            " into that one",
-        ]
+            text += f"; what was written into {KEYS_FILE} there did not help and was removed again"
+        _say(f"mkdir -p -m 700 ~/.ssh && cat >> {KEYS_FILE} <<'END'\n{self.boss}\n{self.workers}\nEND")
+        return Problem(
+            [
+                text,
+                f"run the lines above there as {user} (the first key is the boss's, the second accepts workers by"
+                " certificates for the gate alone), then set_datastore again",
+                f"where AuthorizedKeysFile in its sshd_config names another file for {user}, both keys belong into that"
+                " one",
+            ],
+            exit_code=PART_AWAY,
+        )
 
 
 def _install(home: Home, lines: _Lines, host_key: str, own_account: bool) -> installing.Installed:
@@ -127,14 +127,14 @@ def _install(home: Home, lines: _Lines, host_key: str, own_account: bool) -> ins
     except AccessRefused:
         wrote = _by_own_ssh(address, installing.adding(lines.boss), own_account)
         if wrote is None:
-            raise Problem(lines.advice("does not accept the boss's key", False), exit_code=PART_AWAY) from None
+            raise lines.refused("does not accept the boss's key", False) from None
         try:
             installed = installing.install(address, key, host_key, lines.workers)
         except AccessRefused:
             took_back = wrote == installing.ADDED and (
                 _by_own_ssh(address, installing.removing(lines.boss), own_account) is not None
             )
-            raise Problem(lines.advice("does not accept the boss's key", took_back), exit_code=PART_AWAY) from None
+            raise lines.refused("does not accept the boss's key", took_back) from None
         if wrote == installing.ADDED:
             _say(f"wrote into {KEYS_FILE} of {account}, for the boss: {lines.boss}")
     if installed.wrote_line:

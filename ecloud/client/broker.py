@@ -24,7 +24,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from datastore.backoff import Backoff
 from datastore.problem import PartAway
+from ecloud.config.secrets import AccessFile
 from ecloud.config.settings import Settings, SettingsWrong
+from ecloud.model.roles import INVITATIONS
 
 log = logging.getLogger("ecloud.client.broker")
 
@@ -41,6 +43,7 @@ IN_FLIGHT = 1_000
 QUEUED = 20_000
 """Messages queued for a slow broker; beyond it `publish` drops messages and returns False."""
 QOS = 1
+INVITE_AGAIN = "the access file is outdated or wrong: ask for a new one (on the boss's machine: python admin.py invite)"
 
 
 class BrokerAddress(msgspec.Struct, frozen=True):
@@ -52,9 +55,17 @@ class BrokerAddress(msgspec.Struct, frozen=True):
     password: str = ""
     ca: str = ""
     tls: bool = False
+    is_invited: bool = False
+    """From an access file that `invite` made: its holder has no settings that name the broker."""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @classmethod
+    def of(cls, access: AccessFile) -> BrokerAddress:
+        """The address in an access file."""
+        is_invited = access.key_name.startswith(INVITATIONS)
+        return cls(access.host, access.port, access.user, access.password, access.ca, access.tls, is_invited)
 
 
 def external_broker(settings: Settings) -> BrokerAddress | None:
@@ -82,8 +93,16 @@ def external_broker(settings: Settings) -> BrokerAddress | None:
 
 
 def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> PartAway:
-    """Why the broker cannot be used. Only the remedy names settings. None: it closed the connection before it
-    answered."""
+    """Why the broker cannot be used. Only the remedy names settings, or the access file. None: it closed the connection
+    before it answered."""
+    failure = _describe(address, error)
+    if address.is_invited and "BROKER_" in failure.remedy:
+        may_be_down = isinstance(error, (socket.gaierror, ConnectionRefusedError))
+        return PartAway(failure.text, ("it may be down, or " if may_be_down else "") + INVITE_AGAIN)
+    return failure
+
+
+def _describe(address: BrokerAddress, error: BaseException | ReasonCode | None) -> PartAway:
     if error is None or isinstance(error, ConnectionResetError):
         hint = "it does not use TLS" if address.tls else "it requires TLS"
         text = f"the broker at {address} closed the connection without an answer: a refused user or password, or {hint}"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from datastore.problem import PartAway, Problem
+from ecloud.client.broker import BrokerAddress
 from ecloud.client.conversation import Conversation
 from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, request_too_large, too_large_for_broker
 from ecloud.config.secrets import AccessFile, derive_key
@@ -149,6 +150,8 @@ class Client:
         if talk.broker_trouble or not talk.was_connected:
             reason = talk.broker_trouble or f"the broker at {place} does not answer"
             advice = "is the boss running? python admin.py start; python admin.py doctor checks every part"
+            if BrokerAddress.of(self.access).is_invited:
+                advice = "on the boss's machine, python admin.py doctor checks every part"
             return BrokerAway(f"{reason} (tried for {tried_s:.0f} s)", advice)
         advice = (
             "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "

@@ -75,7 +75,7 @@ class Conversation:
         """Whether the boss's database lacks what this client heard: it was restored from a backup."""
         self._said = 0
         self._heard = 0
-        address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+        address = BrokerAddress.of(access)
         self._broker = BrokerConnection(
             address,
             self.peer,

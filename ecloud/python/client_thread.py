@@ -58,7 +58,9 @@ class ClientThread(threading.Thread):
         self._error: BaseException | None = None
 
     def start(self) -> None:
-        """Connect, and start to deliver results."""
+        """Connect, and start to deliver results. Raises `RuntimeError` after `stop`."""
+        if self.ident is not None and not self.is_alive():
+            raise RuntimeError("this ClientThread was stopped and takes no more jobs: make another one")
         if self._executor is None:
             self._executor = ClusterExecutor(access_of(self._host))
         super().start()

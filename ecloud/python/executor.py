@@ -28,7 +28,7 @@ from typing import Any
 import cloudpickle
 import msgspec
 
-from datastore.problem import Problem
+from datastore.problem import Problem, as_typed
 from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
 from ecloud.model.calls import calls_directory, file_name, python_resource
@@ -504,7 +504,7 @@ class ClusterExecutor(Executor):
             print(
                 f"\ninterrupted: {left:,} calls of run {self.run} continue; to get their values: "
                 f"ClusterExecutor().attach({self.run!r}).futures(); to stop them: "
-                f"python admin.py cancel --run {self.run}",
+                + as_typed(f"python admin.py cancel --run {self.run}"),
                 file=sys.stderr,
             )
         self._close()

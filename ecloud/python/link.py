@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from datastore.problem import PartAway, Problem
+from datastore.problem import PartAway, Problem, as_typed
 from ecloud.client.conversation import Conversation
 from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, too_large_for_broker
 from ecloud.config.secrets import AccessFile
@@ -424,6 +424,7 @@ class Link:
 
     def _tell_waits(self, reason: str) -> None:
         """Say once why calls wait although they are ready."""
+        reason = as_typed(reason)
         if reason and reason != self.waits:
             log.warning("calls of run %s wait: %s", self.run, reason)
         self.waits = reason

@@ -178,7 +178,7 @@ def pickle_arguments(
 
 
 class ForeignFuture(Problem, TypeError):
-    """A future of another executor among the arguments: its value is not on the cluster. Pass its `result()`."""
+    """A future, or a shared object, of another executor among the arguments: its value is not there for this one."""
 
 
 def pickle_items(name: str, items: Sequence[tuple[Any, ...]], names: Names) -> PickledArguments:
@@ -268,6 +268,8 @@ def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
             pickled, trace, *more = pickle.loads(data)
             there = more[0] if more else {}  # workers of earlier versions tell nothing, or only of failed imports
             note += f", host {there['host']}" if "host" in there else ""
+            if "unreadable" in there:
+                error = RemoteError(f"{text} ({there['unreadable']})", cause)
             if pickled:
                 found = pickle.loads(pickled)
                 if isinstance(found, BaseException):

@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 
 from ecloud.python.objects import Objects
-from ecloud.python.payload import LARGE_BYTES, PROTOCOL
+from ecloud.python.payload import LARGE_BYTES, PROTOCOL, ForeignFuture
 
 SEEN_MOST = 256
 """Large objects that were passed once and are remembered."""
@@ -26,8 +26,9 @@ _SIZED = (bytes, bytearray, str)
 class Shared:
     """Stands for a shared object among the arguments of calls, as `ClusterExecutor.share` gives it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owner: Sharing) -> None:
         self.name = name
+        self.owner = weakref.ref(owner)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a shared object is an argument of its executor's calls, and of nothing else")
@@ -45,11 +46,13 @@ class Sharing:
 
     def share(self, item: Any) -> Shared:
         """Pickle it and put it into the datastore. Raises `TypeError`, `DatastoreAway`."""
-        return Shared(self._name(item))
+        return Shared(self._name(item), self)
 
     def name_of(self, item: Any) -> str | None:
-        """The name of a shared object; None for one that is not."""
+        """The name of a shared object; None for one that is not. Raises `ForeignFuture`."""
         if isinstance(item, Shared):
+            if item.owner() is not self:
+                raise ForeignFuture("the argument was shared by another executor: share it with this one")
             return item.name
         if _size(item) < LARGE_BYTES:
             return None

@@ -6,6 +6,7 @@ task, `ecloud.queries.why` the reason for its state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,11 @@ def open_database(settings: Settings, answer_s: float = ANSWER_S, any_schema: bo
     if there is no database, `SchemaWrong`."""
     url = database_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        if os.environ.get("ECLOUD_ACCESS"):  # it reaches the boss, and not its database
+            raise DatabaseAway(
+                f"this command reads the cluster's database, and {where(url)} does not exist",
+                "run it on the boss's machine, or set DATABASE_URL in the settings to the boss's database",
+            )
         raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet", "python admin.py start")
     engine = make_engine(url, answer_s)
     if not any_schema:

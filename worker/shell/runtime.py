@@ -122,7 +122,7 @@ class WorkerRuntime:
         self._status = self._session = ""
         self._peer_topic = peer_topic(access.cluster_id, config.peer)
         self._boss_topic = boss_topic(access.cluster_id, config.peer)
-        address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+        address = BrokerAddress.of(access)
         self._broker = BrokerConnection(
             address,
             config.peer,

@@ -21,6 +21,7 @@ from ecloud.client.broker import (
     measure_round_trip,
     probe,
 )
+from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile
 from ecloud.config.settings import Settings, SettingsWrong
 
 
@@ -262,6 +263,19 @@ def test_a_wrong_password_is_said(mosquitto: Mosquitto) -> None:
     assert str(probe(nobody)) == (
         f"the broker at {place} refused a connection without a user: check BROKER_USER and BROKER_PASSWORD"
     )
+
+
+def test_the_remedy_for_an_access_file_is_a_new_one(mosquitto: Mosquitto) -> None:
+    place = mosquitto.address
+    access = AccessFile("cluster", place.host, place.port, "submit-1", "00" * 32, place.user, "wrong")
+    assert str(probe(BrokerAddress.of(access))) == (
+        f"the broker at {place} refused the password of user 'ecloud': the access file is outdated or wrong: ask for a "
+        "new one (on the boss's machine: python admin.py invite)"
+    )
+    nobody = msgspec.structs.replace(access, port=free_port())
+    assert "it may be down, or the access file is outdated" in str(probe(BrokerAddress.of(nobody)))
+    own = msgspec.structs.replace(access, key_name=CLIENT_KEY_NAME)
+    assert "check BROKER_USER" in str(probe(BrokerAddress.of(own)))
 
 
 def test_a_wrong_authority_is_said(mosquitto_tls: Mosquitto, tmp_path: Path) -> None:

@@ -499,6 +499,32 @@ def test_an_executor_that_is_shut_down_answers_at_once(cluster: Cluster) -> None
     assert time.monotonic() - began < 5.0
 
 
+def test_what_another_executor_shared_is_refused_at_submit(cluster: Cluster, executor: ClusterExecutor) -> None:
+    with ClusterExecutor(cluster.access) as other:
+        item = other.share([1, 2])
+        with pytest.raises(TypeError, match="was shared by another executor: share it with this one"):
+            executor.submit(len, item)
+        assert other.submit(len, item).result() == 2
+
+
+class TwoArguments(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def raise_two_arguments() -> None:
+    raise TwoArguments(1, 2)
+
+
+def test_an_exception_that_cannot_be_unpickled_says_why(executor: ClusterExecutor) -> None:
+    with pytest.raises(RemoteError) as raised:
+        executor.submit(raise_two_arguments).result()
+    assert str(raised.value).startswith(
+        "TwoArguments: 1 2 (not raised as TwoArguments, which cannot be pickled and unpickled: TypeError: "
+    )
+    assert "missing 1 required positional argument: 'second'" in str(raised.value)
+
+
 def test_an_object_that_cannot_be_shared_is_named(executor: ClusterExecutor) -> None:
     with pytest.raises(TypeError, match=r"the object to share \(of type lock\) cannot be pickled"):
         executor.share(threading.Lock())

@@ -102,6 +102,9 @@ def test_a_client_thread_calls_back_with_the_id_of_each_job() -> None:
     client.wait()
     assert results[100] == 9
     client.stop()
+    for late in (client.start, lambda: client.submit(101, square, 4)):
+        with pytest.raises(RuntimeError, match="this ClientThread was stopped and takes no more jobs: make another"):
+            late()
 
 
 PROGRAM = """

@@ -6,10 +6,13 @@ import importlib
 import inspect
 import pkgutil
 
+import pytest
+
 import boss
 import datastore
 import ecloud
 import worker
+from datastore import problem as problems
 from datastore.problem import INPUT_WRONG, PART_AWAY, PartAway, Problem
 
 INTERNAL = {
@@ -71,3 +74,11 @@ def test_every_error_that_users_may_see_is_a_problem() -> None:
                 if issubclass(kind, Exception) and not issubclass(kind, Problem) and kind.__module__ == module.name
             }
     assert others - INTERNAL == set(), "derive it from datastore.problem.Problem, or list it as internal"
+
+
+def test_an_installed_package_names_the_command_that_pip_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem("no boss runs here", "python admin.py start")
+    assert str(problem) == "no boss runs here: python admin.py start"
+    monkeypatch.setattr(problems, "IS_INSTALLED", True)
+    assert str(problem) == "no boss runs here: ecloud start"
+    assert problem.lines == ["no boss runs here: ecloud start"]
