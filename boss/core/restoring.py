@@ -93,6 +93,8 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
     shape = book.graph.shapes.of(row.asks or {})
     if row.asks is None and node is not None and not node.init:
         shape = attempts.suspects.shape_on(worker, node) if worker is not None else node.shape
+    # An attempt that counts has its task in the graph, except for an init task whose run has ended.
+    is_init = node.init if node is not None else row.state in (AttemptState.ASSIGNED, AttemptState.STARTED)
     attempt = Attempt(
         task_no=row.task_no,
         number=row.number,
@@ -102,7 +104,7 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
         state=row.state,
         assigned_at=row.assigned_at,
         started_at=row.started_at,
-        init=node is not None and node.init,
+        init=is_init,
         apart=node is not None and node.apart,
         reason=row.reason,
         outcome=row.outcome,

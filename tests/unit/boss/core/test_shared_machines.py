@@ -134,6 +134,19 @@ def test_a_boss_that_starts_knows_the_machine_again() -> None:
     assert len(script.boss.fleet.machines) == 1
 
 
+def test_a_boss_that_starts_keeps_no_room_beside_the_init_task_of_a_run_that_has_ended() -> None:
+    script = BossScript()
+    whole = on_machine(script, "whole", cpus=2)
+    on_machine(script, "one")
+    script.push("r", task("prepare", init=True), task("a", resources={"cpus": 2.0}))
+    script.starts(whole, "prepare", "a")
+    script.ask("cancel", run="r")
+    script.hear(whole, wire.TasksReturned((wire.AttemptName(*script.key("a")),)))
+    assert free_of(script.boss, "one") == 0.0
+    script.start()
+    assert free_of(script.boss, "one") == 0.0
+
+
 def test_why_names_the_machine() -> None:
     script = BossScript()
     on_machine(script, "whole", cpus=2)
