@@ -116,15 +116,16 @@ class Link:
         self._unsaid: set[str] = set()
         """Ids of calls whose push was not answered yet."""
         self._never_pushed: dict[str, str] = {}
-        """By id, calls that the boss does not know: cancelled before they were pushed, or waiting for one that was. The
-        text is what fails the calls that wait for them, in the boss's words."""
+        """By id, calls that the boss does not know: cancelled before they were pushed, rejected, or waiting for such a
+        one. The text is what fails the calls that wait for them, in the boss's words."""
         self._asked: dict[str, _Asked] = {}
         self.listed: dict[str, None] = {}
         """Ids of calls of an attached run that ended and whose values were not requested yet, in order."""
         self._looked_up: dict[str, CallEnded] = {}
         """Calls that were requested together with the last one."""
         self._orders: deque[Callable[[], None]] = deque()
-        self._cancelled: list[str] = []
+        self._cancelled: deque[str] = deque()
+        """Ids that the boss is not yet asked to cancel. Other threads append, only the link's thread removes."""
         self._callbacks = ThreadPoolExecutor(1, thread_name_prefix=_CALLBACKS)
         """A thread of their own: a callback may wait for an answer, which this link's thread receives."""
         self._accepted = False
@@ -176,7 +177,8 @@ class Link:
 
     def cancel(self, future: CallFuture) -> None:
         """Cancel a call on the cluster."""
-        self.pending.pop(future.id, None)
+        with self.condition:
+            self.pending.pop(future.id, None)
         self._cancelled.append(future.id)
         self._wake()
 
@@ -234,15 +236,25 @@ class Link:
             if not isinstance(answer, CallsEnded) or not answer.more or not calls:
                 return found
 
-    def flush(self, timeout_s: float = 10.0) -> None:
-        """Wait until the boss has answered all submitted and cancelled calls."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self.failure is None and self._thread.is_alive():
-            asked = any(asked.request.verb == "cancel" for asked in tuple(self._asked.values()))
-            if not (self._outgoing or self._pushes or self._cancelled or asked):
-                return
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until the boss has answered all submitted and cancelled calls, while it sends anything at least every
+        `timeout_s`. Return whether it has."""
+        answered, began = threading.Event(), time.monotonic()
+        while self.failure is None and self._thread.is_alive():
+            if time.monotonic() - max(began, self._talk.heard_at) > timeout_s:
+                break
+            # The link's thread looks: another one could miss ids that are moved meanwhile.
+            self._orders.append(lambda: answered.set() if self._is_answered else None)
             self._wake()
-            time.sleep(0.01)
+            if answered.wait(0.02):
+                return True
+        return False
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the boss has answered all submitted and cancelled calls. On the link's thread."""
+        cancels = any(asked.request.verb == "cancel" for asked in self._asked.values())
+        return not (self._outgoing or self._pushes or self._cancelled or cancels)
 
     def close(self) -> None:
         """Send Goodbye and disconnect. Pushed calls continue. If all calls have ended, their callbacks end first."""
@@ -368,9 +380,17 @@ class Link:
         return request.request_id
 
     def _cancel_on_the_cluster(self) -> None:
-        cancelled, self._cancelled = self._cancelled, []
-        said = [id for id in cancelled if id not in self._unsaid]
-        self._cancelled = [id for id in cancelled if id in self._unsaid and id in self._on_the_way]
+        """Request the cancellation of calls that the boss knows. Those in an unanswered push wait for its answer; those
+        that were never pushed need none."""
+        on_the_way = self._on_the_way
+        said: list[str] = []
+        for _ in range(len(self._cancelled)):
+            id = self._cancelled.popleft()
+            if id in self._unsaid:
+                if id in on_the_way:
+                    self._cancelled.append(id)
+            elif id not in self._never_pushed:
+                said.append(id)
         for start in range(0, len(said), BATCH_COUNT):
             self._request("cancel", run=self.run, ids=said[start : start + BATCH_COUNT])
 
@@ -389,9 +409,10 @@ class Link:
                     break
         if ids:
             self._asking = self._request("calls", run=self.run, ids=ids)
-            for id in ids:  # to the end of the order, so that the next request has others
-                if id in self.pending:
-                    self.pending[id] = self.pending.pop(id)
+            with self.condition:  # other threads cancel calls meanwhile
+                for id in ids:  # to the end of the order, so that the next request has others
+                    if id in self.pending:
+                        self.pending[id] = self.pending.pop(id)
 
     # --- received messages --------------------------------------------------------------------------
 
@@ -495,6 +516,7 @@ class Link:
                 self._pushes[message.push_id] = _Push(message, len(msgspec.json.encode(task)))
             return
         self._unsaid.discard(tasks[0].id)
+        self._never_pushed[tasks[0].id] = "; ".join(problems)
         future = self.pending.pop(tasks[0].id, None)
         if future is not None:
             future.fail(ValueError("; ".join(problems)))

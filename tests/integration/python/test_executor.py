@@ -411,6 +411,21 @@ def test_a_call_that_waits_for_a_cancelled_one_fails_and_later_calls_run(executo
     assert executor.submit(square, 3).result(PATIENCE_S) == 9
 
 
+def test_calls_that_are_cancelled_while_others_are_pushed_do_not_run(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ClusterExecutor(cluster.access, run="cancelled") as executor:
+        futures = [executor.submit(time.sleep, 600) for _ in range(300)]
+        executor._link.flush()
+        futures += [executor.submit(time.sleep, 600) for _ in range(3_000)]
+        assert all(future.cancel() for future in futures)
+    with ClusterExecutor(cluster.access) as executor:
+        found = executor.attach("cancelled").futures()
+        assert len(found) >= 300
+        assert [future.id for future in found if not future.cancelled()] == []
+    assert "the boss refuses cancel" not in caplog.text
+
+
 def test_a_key_that_is_submitted_again_before_its_call_ended_gives_the_same_future(executor: ClusterExecutor) -> None:
     keyed = executor.options(key="twice")
     first = keyed.submit(square, 3)
