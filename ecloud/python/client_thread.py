@@ -86,7 +86,8 @@ class ClientThread(threading.Thread):
             raise error
 
     def stop(self) -> None:
-        """Deliver the results of jobs that have ended, and end the thread. A private cluster ends too."""
+        """Deliver the results of jobs that have ended, and end the thread. The other jobs end without a callback, at
+        the latest before the program ends; then a private cluster ends, too."""
         if self.is_alive():
             self._ended.put(None)
             self.join()

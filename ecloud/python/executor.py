@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import re
 import secrets
@@ -33,6 +34,7 @@ from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
 from ecloud.model.calls import calls_directory, file_name, python_resource
 from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
+from ecloud.model.text import counted as number_of
 from ecloud.model.wire import CallEnded, RequestDone
 from ecloud.python.cluster import Cluster
 from ecloud.python.future import CallFuture
@@ -55,6 +57,8 @@ from ecloud.python.sharing import Shared, Sharing
 log = logging.getLogger("ecloud")
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MAX_KEY_CHARS = 200
+QUIET_WAIT_S = 1.0
+"""At the end of the program: how long the wait for calls is silent."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -163,6 +167,8 @@ class ClusterExecutor(Executor):
                 )
         self._functions: weakref.WeakKeyDictionary[FunctionType, PickledFunction] = weakref.WeakKeyDictionary()
         self._is_shut = False
+        self._is_closed = False
+        self._close_lock = threading.Lock()
         self._maps: weakref.WeakSet[Mapped] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._cluster = Cluster(access, max_workers)
@@ -273,6 +279,7 @@ class ClusterExecutor(Executor):
         return self._push(options, key, self._pickled(fn), self._project_of(fn), args, kwargs)
 
     def _require_open(self) -> None:
+        self._link.require_own_process()
         if self._is_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._link.failure is not None:
@@ -463,16 +470,16 @@ class ClusterExecutor(Executor):
     # --- the end ------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. `wait`: return when all have ended. Ctrl-C interrupts this wait; `on_client_lost` decides
-        whether calls continue."""
+        """Take no more calls. `wait`: return when all have ended; otherwise the end of the program waits for them.
+        Ctrl-C interrupts this wait; `on_client_lost` decides whether calls continue. Does nothing in a process that
+        this one forked."""
+        if self._link.is_foreign:
+            return
         try:
             with self._lock:
                 self._is_shut = True
             if cancel_futures:
-                for mapped in tuple(self._maps):
-                    mapped.drop()
-                for future in tuple(self._link.pending.values()):
-                    future.cancel()
+                self._cancel_all()
             if not wait:
                 threading.Thread(target=self._finish, name="ecloud-shutdown", daemon=True).start()
                 return
@@ -486,39 +493,78 @@ class ClusterExecutor(Executor):
         self._wait_for_all()
         self._close()
 
-    def _wait_for_all(self) -> None:
-        with self._link.condition:
-            while (self._link.pending or any(self._maps)) and self._link.failure is None:
+    def _end(self) -> None:
+        """At the end of the program: wait for the calls, also after `shutdown(wait=False)`. Ctrl-C leaves them."""
+        try:
+            with self._lock:
+                self._is_shut = True
+            if self._on_client_lost == "cancel":
+                self._cancel_all()
+            self._wait_for_all(QUIET_WAIT_S)
+            self._close()
+        except KeyboardInterrupt:
+            self._leave()
+
+    def _cancel_all(self) -> None:
+        for mapped in tuple(self._maps):
+            mapped.drop()
+        for future in tuple(self._link.pending.values()):
+            future.cancel()
+
+    def _wait_for_all(self, quiet_s: float = math.inf) -> None:
+        """`quiet_s`: after this time, say what is waited for."""
+        said_at = time.monotonic() + quiet_s
+        while True:
+            with self._link.condition:
+                if not (self._link.pending or any(self._maps)) or not self._link.is_open:
+                    return
                 self._link.condition.wait(0.2)
+            if time.monotonic() >= said_at:
+                said_at = math.inf
+                left = number_of(len(self._link.pending), "call")
+                them = "it" if len(self._link.pending) == 1 else "them"
+                what = f"ends {them}" if self._cluster.local is not None else f"leaves {them}; {self._advice}"
+                print(f"waiting for {left} of run {self.run}; Ctrl-C {what}", file=sys.stderr, flush=True)
+
+    @property
+    def _advice(self) -> str:
+        """What the user can do with calls that continue."""
+        return f"to get their values: ClusterExecutor().attach({self.run!r}).futures(); to stop them: " + as_typed(
+            f"python admin.py cancel --run {self.run}"
+        )
 
     def _leave(self) -> None:
         """Handle Ctrl-C: tell the user what happens to the calls, and close."""
-        left = len(self._link.pending)
+        if self._cluster.local is None and self._on_client_lost == "finish":
+            for mapped in tuple(self._maps):
+                mapped.submit_all()
+        left = number_of(len(self._link.pending), "call")
+        is_one = len(self._link.pending) == 1
         if self._cluster.local is not None:
-            print(f"\ninterrupted: the private cluster ends, and {left:,} calls with it", file=sys.stderr)
+            print(f"\ninterrupted: the private cluster ends, and {left} with it", file=sys.stderr)
         elif self._on_client_lost == "cancel":
-            for future in tuple(self._link.pending.values()):
-                future.cancel()
-            print(f"\ninterrupted: {left:,} calls are cancelled", file=sys.stderr)
+            self._cancel_all()
+            print(f"\ninterrupted: {left} {'is' if is_one else 'are'} cancelled", file=sys.stderr)
         else:
-            print(
-                f"\ninterrupted: {left:,} calls of run {self.run} continue; to get their values: "
-                f"ClusterExecutor().attach({self.run!r}).futures(); to stop them: "
-                + as_typed(f"python admin.py cancel --run {self.run}"),
-                file=sys.stderr,
-            )
+            continues = "continues" if is_one else "continue"
+            print(f"\ninterrupted: {left} of run {self.run} {continues}; {self._advice}", file=sys.stderr)
         self._close()
 
     def _close(self) -> None:
-        self._at_exit.detach()
-        self._link.flush()
-        self._link.close()
-        if self._bar is not None:
-            self._bar.close()
-        self._cluster.close()
+        with self._close_lock:
+            if self._is_closed:
+                return
+            if self._cluster.local is None and not self._link.flush() and self._link.failure is None:
+                log.warning("the boss has not confirmed the last calls of run %s: they may be lost", self.run)
+            self._link.close()
+            if self._bar is not None:
+                self._bar.close()
+            self._cluster.close()
+            self._at_exit.detach()
+            self._is_closed = True
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> bool | None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and not self._link.is_foreign:
             self._is_shut = True
             self._leave()
         else:
@@ -586,14 +632,14 @@ def _shut_at_exit(executor: ClusterExecutor) -> Any:
 
     def shut() -> None:
         found = reference()
-        if found is not None and not found._is_shut:
-            with_problem(found)
-
-    def with_problem(found: ClusterExecutor) -> None:
+        if found is None or found._link.is_foreign:
+            return
         try:
-            found.shutdown(wait=True, cancel_futures=found._on_client_lost == "cancel")
+            found._end()
         except Problem as problem:
             print(problem, file=sys.stderr)
+        except KeyboardInterrupt:  # one more: nothing is waited for
+            pass
 
     atexit.register(shut)
     return _Registered(shut)

@@ -37,6 +37,9 @@ class Exchange(Protocol):
     def cancel(self, future: CallFuture) -> None:
         """Cancel the call on the cluster."""
 
+    def require_own_process(self) -> None:
+        """Raise `RuntimeError` in a process that this one forked: it learns of no end."""
+
     def look_up(self, ended: CallEnded) -> CallEnded:
         """Return the same call with its value, if that is small. Raises `Problem`."""
 
@@ -118,6 +121,7 @@ class CallFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call, even while it runs. Return False if it has ended."""
+        self._link.require_own_process()
         with self._condition:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
@@ -145,6 +149,8 @@ class CallFuture(Future[Any]):
 
     def _wait(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
+        if self._state in (PENDING, RUNNING):
+            self._link.require_own_process()
         with self._condition:
             while self._state in (PENDING, RUNNING):
                 left_s = None if deadline is None else deadline - time.monotonic()

@@ -8,6 +8,7 @@ boss and broker may restart meanwhile. Nothing of the user's is unpickled here.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
@@ -95,6 +96,7 @@ class Link:
     ) -> None:
         """`bound`: the boss cancels the calls if this program is lost."""
         self.run = run
+        self._pid = os.getpid()
         self.condition = threading.Condition()
         """Shared by all futures of this link."""
         self.pending: dict[str, CallFuture] = {}
@@ -155,6 +157,23 @@ class Link:
         self._thread.start()
 
     @property
+    def is_open(self) -> bool:
+        """Whether its thread still receives messages."""
+        return self.failure is None and self._thread.is_alive()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process was forked by the one that made the link: it has no thread, and shares a connection."""
+        return os.getpid() != self._pid
+
+    def require_own_process(self) -> None:
+        """Raise `RuntimeError` in a process that the one of this link forked."""
+        if self.is_foreign:
+            raise RuntimeError(
+                f"this executor belongs to process {self._pid}, which forked this one ({os.getpid()}): make one here"
+            )
+
+    @property
     def datastore_address(self) -> str:
         """The address of the datastore, as reported by the boss."""
         welcome = self._talk.welcome
@@ -185,6 +204,7 @@ class Link:
     def ask(self, verb: str, timeout_s: float = 60.0, **arguments: Any) -> tuple[Message, list[CallEnded]]:
         """Make a request; its answer, and the calls that it names. Raises `Problem` where it is refused, `PartAway`
         where it is not answered or the executor is shut down."""
+        self.require_own_process()
         if not self._thread.is_alive():
             raise self.failure or PartAway("the connection to the cluster was closed by shutdown")
         asked = _Asked(Request(secrets.token_hex(12), verb, arguments), threading.Event(), calls=[])

@@ -5,6 +5,7 @@ With automatic chunks, the first calls have one item each. Their run time determ
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -119,7 +120,8 @@ class Mapped:
 
     def values(self) -> Iterator[Any]:
         """Yield the values in order; raise the exception of a call in its place. A consumer that stops early cancels
-        the rest."""
+        the rest; after Ctrl-C, the executor decides."""
+        is_interrupted = False
         try:
             while True:
                 with self._lock:
@@ -133,15 +135,27 @@ class Mapped:
                     self._wait_for_probe()
                     continue
                 yield from self._values_of(future)
+        except KeyboardInterrupt:
+            is_interrupted = True
+            raise
         finally:
-            self.drop()
+            if not is_interrupted:
+                self.drop()
 
     def __bool__(self) -> bool:
         """Whether items wait to be submitted."""
         return bool(self._left)
 
+    def submit_all(self) -> None:
+        """Submit the waiting items now, although the time that one takes may be unknown."""
+        with self._lock, contextlib.suppress(Exception):  # an item that cannot be pickled: no consumer is left
+            while self._left:
+                self._submit_chunk(self._chunksize or self._automatic)
+
     def drop(self) -> None:
         """Submit nothing more, and cancel what was."""
+        if self._link.is_foreign:
+            return
         with self._lock:
             self._left.clear()
             for future in self._futures:
