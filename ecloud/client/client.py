@@ -87,6 +87,24 @@ class RequestRefused(Problem):
         self.code = code
 
 
+BOSS_ADVICE = (
+    "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "
+    "or have revoked this access file"
+)
+
+
+def why_away(talk: Conversation, tried_s: float) -> PartAway:
+    """Why a conversation has no session, or hears nothing."""
+    place = f"{talk.access.host}:{talk.access.port}"
+    if talk.broker_trouble or not talk.was_connected:
+        reason = talk.broker_trouble or f"the broker at {place} does not answer"
+        advice = "is the boss running? python admin.py start; python admin.py doctor checks every part"
+        if BrokerAddress.of(talk.access).is_invited:
+            advice = "on the boss's machine, python admin.py doctor checks every part"
+        return BrokerAway(f"{reason} (tried for {tried_s:.0f} s)", advice)
+    return BossAway(f"the broker at {place} answers, the boss does not (tried for {tried_s:.0f} s)", BOSS_ADVICE)
+
+
 class Client:
     """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may
     raise.
@@ -125,7 +143,7 @@ class Client:
             self._require_welcome()
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise self._away(timeout_s)
+                raise why_away(talk, timeout_s)
             talk.wait(left_s)
         assert talk.welcome is not None
         return talk.welcome
@@ -144,20 +162,6 @@ class Client:
     def _require_welcome(self) -> None:
         if self._conversation.refusal:
             raise BossAway(self._conversation.refusal)
-
-    def _away(self, tried_s: float) -> PartAway:
-        talk, place = self._conversation, f"{self.access.host}:{self.access.port}"
-        if talk.broker_trouble or not talk.was_connected:
-            reason = talk.broker_trouble or f"the broker at {place} does not answer"
-            advice = "is the boss running? python admin.py start; python admin.py doctor checks every part"
-            if BrokerAddress.of(self.access).is_invited:
-                advice = "on the boss's machine, python admin.py doctor checks every part"
-            return BrokerAway(f"{reason} (tried for {tried_s:.0f} s)", advice)
-        advice = (
-            "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "
-            "or have revoked this access file"
-        )
-        return BossAway(f"the broker at {place} answers, the boss does not (tried for {tried_s:.0f} s)", advice)
 
     # --- pushing ------------------------------------------------------------------------------------
 
@@ -220,7 +224,7 @@ class Client:
             self._silent_since = began
             self.on_silence()
         if silent_s > patience_s:
-            raise self._away(patience_s)
+            raise why_away(talk, patience_s)
 
     def _say_trouble(self, silent_s: float) -> None:
         talk, text = self._conversation, ""

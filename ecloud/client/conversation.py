@@ -54,7 +54,7 @@ class Conversation:
         """Why there is no connection to the broker; empty if there is one."""
         self.was_connected = False
         self.refusal = ""
-        """Why the boss refuses this client for good: another protocol version, or the key's role."""
+        """Why the boss refuses this client for good: another protocol version, the key's role, or a revoked key."""
         self.ignored: Counter[str] = Counter()
         self.heard_at = time.monotonic()
         """When the boss was last heard, by the monotonic clock."""
@@ -217,6 +217,9 @@ class Conversation:
         if isinstance(message, Refused) and message.code == "session":
             if self.session and message.about == self.session:
                 self.session, self._hello_at, self._hello_again_s = "", 0.0, FIRST_HELLO_AGAIN_S
+            return None
+        if isinstance(message, Refused) and message.code == "revoked" and envelope.session == self.session:
+            self.refusal = f"the boss refuses this client: {message.reason}"
             return None
         if envelope.session != self.session or envelope.number <= self._heard or envelope.epoch != self._epoch:
             self.ignored["session"] += 1

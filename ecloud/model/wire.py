@@ -432,7 +432,8 @@ class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """The boss refuses. `code`: session (send Hello again), version, role, peer, home (another process holds it),
-    home_unsure (ask again), request, no_such_task, ...; `about`: request id, session or nonce."""
+    home_unsure (ask again), revoked (the client's key), request, no_such_task, ...; `about`: request id, session or
+    nonce."""
 
     code: str
     reason: str

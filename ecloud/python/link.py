@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from datastore.problem import PartAway, Problem, as_typed
+from ecloud.client.client import BOSS_ADVICE, BossAway, why_away
 from ecloud.client.conversation import Conversation
 from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, too_large_for_broker
 from ecloud.config.secrets import AccessFile
@@ -53,6 +54,8 @@ WINDOW = 3
 """Unanswered pushes at a time: enough that the boss never waits for the next one."""
 ASK_AGAIN_S = 10.0
 """After this time without news of unfinished calls, the link requests their states."""
+SILENT_S = 30.0
+"""After this time without any message from the boss, a warning is logged. Restarts are shorter."""
 LOOKED_UP_MOST = 256
 """Values of an attached run that are requested together."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
@@ -134,6 +137,7 @@ class Link:
         self._watched_in = 0
         self._asking = ""
         self._heard_at = time.monotonic()
+        self._is_silent = False
         self._is_woken = False
         self._closing = False
         self.failure: BaseException | None = None
@@ -149,10 +153,8 @@ class Link:
         while not self._talk.session:
             left_s = deadline - time.monotonic()
             if self._talk.refusal or left_s <= 0:
-                place = f"{self._talk.access.host}:{self._talk.access.port}"
-                reason = self._talk.refusal or self._talk.broker_trouble or "the broker answers, the boss does not"
                 self._talk.stop()
-                raise PartAway(f"the cluster at {place} cannot be used: {reason} (tried for {CONNECT_S:.0f} s)")
+                raise BossAway(self._talk.refusal) if self._talk.refusal else why_away(self._talk, CONNECT_S)
             self._talk.wait(left_s)
         self._thread.start()
 
@@ -300,11 +302,14 @@ class Link:
                 self._work(now)
                 message = self._talk.wait(MAX_WAIT_S)
                 if self._talk.refusal:
-                    raise PartAway(self._talk.refusal)
+                    raise BossAway(self._talk.refusal)
+                self._note_silence()
                 if message is not None:
                     self._hear(message)
         except BaseException as error:
             self.failure = error
+            if self._talk.refusal:  # a program that only waits for the end of its calls sees no exception
+                log.warning("run %s can no longer be followed: %s", self.run, error)
             self._fail_all(error)
         finally:
             while self._orders:
@@ -314,6 +319,23 @@ class Link:
                     asked.answered.set()
             self._talk.say(Goodbye())
             self._talk.stop()
+
+    def _note_silence(self) -> None:
+        """Log once that the boss is silent, and once that it answers again."""
+        welcome = self._talk.welcome
+        silent_s = self._talk.silent_s
+        is_silent = silent_s > max(SILENT_S, 3 * welcome.heartbeat_s if welcome is not None else 0.0)
+        if is_silent == self._is_silent:
+            return
+        self._is_silent = is_silent
+        calls = "" if self._bound else "; the calls continue"  # the boss cancels bound calls of a program that is lost
+        if not is_silent:
+            log.warning("the boss answers again")
+        elif self._talk.broker_trouble:
+            log.warning("%s: waiting for it%s", self._talk.broker_trouble, calls)
+        else:
+            advice = as_typed(BOSS_ADVICE[0].upper() + BOSS_ADVICE[1:])
+            log.warning("the boss has not answered for %.0f s: waiting for it%s. %s", silent_s, calls, advice)
 
     def _fail_all(self, error: BaseException) -> None:
         text = str(error) or type(error).__name__

@@ -13,9 +13,10 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from ecloud.model.roles import is_revocable
 from ecloud.model.text import counted
-from ecloud.model.wire import Request
+from ecloud.model.wire import Refused, Request
 
 DATASTORE_NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
+REVOKED = "its access file was revoked: ask the operator of the cluster for another one (python admin.py invite)"
 
 
 class ContextRequests:
@@ -98,6 +99,7 @@ class ContextRequests:
             self._vms.on_worker_left(worker, now)
         clients = [client for client in self._clients.values() if client.key_name == name]
         for client in clients:
+            self._outbox.say(client, Refused("revoked", REVOKED))
             self._forget_client(client)
         dropped = [counted(len(found), what) for found, what in ((workers, "worker"), (clients, "client")) if found]
         text = f"{name} is revoked" + (f"; disconnected: {' and '.join(dropped)}" if dropped else "")

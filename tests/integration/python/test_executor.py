@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import msgspec
 import pytest
 from services import wait_until
 
 from datastore.problem import Problem
 from ecloud import ClusterExecutor, RemoteError
 from ecloud.client.client import Client
-from ecloud.config.secrets import cluster_secret
+from ecloud.config.secrets import cluster_secret, derive_key
 from ecloud.python.cluster import Cluster
 from ecloud.python.payload import LARGE_BYTES
 from ecloud.queries.status import open_database
@@ -424,6 +425,31 @@ def test_calls_that_are_cancelled_while_others_are_pushed_do_not_run(
         assert len(found) >= 300
         assert [future.id for future in found if not future.cancelled()] == []
     assert "the boss refuses cancel" not in caplog.text
+
+
+def test_a_revoked_access_file_fails_the_calls_of_a_program_and_ends_its_wait(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.local is not None
+    key = derive_key(cluster_secret(cluster.local.home), "submit-1").hex()
+    access = msgspec.structs.replace(cluster.access, key_name="submit-1", key=key)
+    executor = ClusterExecutor(access, run="revoked")
+    future = executor.submit(time.sleep, 600)
+    executor._link.flush()
+    with Client(cluster.access) as client:
+        client.connect(PATIENCE_S)
+        client.request("revoke_key", name="submit-1")
+    with pytest.raises(RemoteError, match="its access file was revoked: "):
+        future.result(PATIENCE_S)
+    executor.shutdown()
+    with pytest.raises(RuntimeError):
+        executor.submit(abs, 1)
+    assert "its access file was revoked: " in caplog.text
+    monkeypatch.setattr("ecloud.python.link.CONNECT_S", 1.0)
+    with pytest.raises(Problem, match=r"the boss does not \(tried for 1 s\).*or have revoked this access file"):
+        ClusterExecutor(access)
+    with ClusterExecutor(cluster.access) as executor:
+        assert executor.attach("revoked").futures()[0].cancel()
 
 
 def test_a_key_that_is_submitted_again_before_its_call_ended_gives_the_same_future(executor: ClusterExecutor) -> None:

@@ -58,6 +58,15 @@ def test_what_the_boss_of_its_session_says_is_heard_once_and_in_order(talk: Talk
     assert talk.hears(RequestDone("r2", 1, ""), 5, 3, "other") is None
 
 
+def test_a_client_learns_in_its_session_that_its_access_file_was_revoked(talk: Talk) -> None:
+    talk.welcomed(5, "s5")
+    revoked = Refused("revoked", "its access file was revoked")
+    talk.hears(revoked, 5, 1, "other")
+    assert talk.talk.refusal == ""
+    talk.hears(revoked, 5, 1, "s5")
+    assert talk.talk.refusal == "the boss refuses this client: its access file was revoked"
+
+
 def test_a_boss_of_an_older_epoch_is_not_heard(talk: Talk) -> None:
     """It may still speak, for it does not know yet that another one leads."""
     talk.welcomed(5, "s5")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+
 import pytest
 
 from ecloud.config.secrets import AccessFile
@@ -72,3 +75,22 @@ def test_a_call_that_was_left_out_or_rejected_is_not_cancelled_on_the_cluster(li
     link.cancel(pushed)
     link._work(0.0)
     assert cancels(link) == ["pushed"]
+
+
+def test_a_silent_boss_and_its_return_are_logged_once(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "ecloud")
+    link._note_silence()
+    assert caplog.messages == []
+    link._talk.heard_at = time.monotonic() - 40.0
+    link._note_silence()
+    link._note_silence()
+    link._talk.heard_at = time.monotonic()
+    link._note_silence()
+    link._note_silence()
+    silent, back = caplog.messages
+    assert silent.startswith("the boss has not answered for 40 s: waiting for it; the calls continue. It may be down")
+    assert silent.endswith("or have revoked this access file")
+    assert back == "the boss answers again"
+    link._talk.heard_at, link._talk.broker_trouble = time.monotonic() - 40.0, "no broker listens at localhost:1"
+    link._note_silence()
+    assert caplog.messages[2].startswith("no broker listens at localhost:1: waiting for it; the calls continue")

@@ -178,6 +178,8 @@ def test_a_client_whose_key_is_revoked_is_dropped_at_once() -> None:
     script.hello(other).hear(other, wire.Heartbeat(0))
     client = script.client()
     script.hear(client, wire.Request("r", "revoke_key", {"name": "submit-1"}))
+    refused = script.take(other, wire.Refused)
+    assert (refused.code, refused.reason.partition(":")[0]) == ("revoked", "its access file was revoked")
     assert "1 client" in script.take(client, wire.RequestDone).text
     assert set(script.boss.clients) == {"c1"}
 
