@@ -33,7 +33,16 @@ from datastore.problem import Problem, as_typed
 from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
 from ecloud.model.calls import calls_directory, file_name, python_resource
-from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
+from ecloud.model.tasks import (
+    INLINE_BYTES,
+    MAX_ID_CHARS,
+    Call,
+    Container,
+    Dependency,
+    Retries,
+    TaskDefinition,
+    TaskState,
+)
 from ecloud.model.text import counted as number_of
 from ecloud.model.wire import CallEnded, RequestDone
 from ecloud.python.cluster import Cluster
@@ -438,6 +447,8 @@ class ClusterExecutor(Executor):
                 future = self._attached[call.id] = CallFuture.of_listed(self._link, call)
                 if future.done():
                     self._link.listed[call.id] = None
+                if call.state == TaskState.FAILED:
+                    self._link.note_failed(future)
         self._link.watch(future for future in self._attached.values() if not future.done())
         return self
 
@@ -453,6 +464,7 @@ class ClusterExecutor(Executor):
 
     def status(self) -> Status:
         """The number of calls of the run in each state, and why calls wait, as last reported by the boss."""
+        self._link.wait_for_report()
         return Status(self._link.states, self._link.waits)
 
     @property
@@ -466,6 +478,9 @@ class ClusterExecutor(Executor):
         if self._link.waits and self._link.pending:
             text += f"; {self._link.waits}"
         return f"<ClusterExecutor run {self.run}: {text}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("an executor cannot be pickled: make one where it is used")
 
     # --- the end ------------------------------------------------------------------------------------
 
@@ -556,6 +571,7 @@ class ClusterExecutor(Executor):
                 return
             if self._cluster.local is None and not self._link.flush() and self._link.failure is None:
                 log.warning("the boss has not confirmed the last calls of run %s: they may be lost", self.run)
+            self._link.wait_for_report()
             self._link.close()
             if self._bar is not None:
                 self._bar.close()

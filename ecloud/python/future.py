@@ -6,6 +6,8 @@ harm the thread that receives messages.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 import time
 import weakref
@@ -15,6 +17,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from threading import Condition
 from typing import Any, Protocol
 
+from datastore.problem import Problem
 from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.wire import CallEnded
 from ecloud.python.payload import failure_of, value_of
@@ -31,6 +34,8 @@ class Exchange(Protocol):
     """What the futures of an executor share: how they reach the boss. `condition`: notified when calls end."""
 
     condition: Condition
+    failed: dict[str, CallFuture]
+    """The calls that failed last, by id."""
     fetch: Callable[[CallEnded], bytes]
     """Return the pickled value of a call that succeeded. Raises `Problem`."""
 
@@ -117,6 +122,9 @@ class CallFuture(Future[Any]):
     def __repr__(self) -> str:
         return f"<CallFuture {self._call} {self._state.lower()}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a future is an argument of its executor's calls: elsewhere pass its result()")
+
     # --- for users ----------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
@@ -174,8 +182,19 @@ class CallFuture(Future[Any]):
             data = ended.value
             if self._many and data and ended.exit_code == 1:
                 data = value_of(data, ended.id)[1]
-            self._exception_here = failure_of(data, ended.error or f"call {ended.id} {ended.state}", ended.cause, note)
+            error = failure_of(data, ended.error or f"call {ended.id} {ended.state}", ended.cause, note)
+            if ended.state == TaskState.ABORTED:
+                error.__cause__ = self._cause_of(ended.error)
+            self._exception_here = error
         return self._exception_here
+
+    def _cause_of(self, reason: str) -> BaseException | None:
+        """The exception of the call whose failure is the reason that this one did not run, if this program has it."""
+        named = re.fullmatch("task (.+) failed", reason)
+        failed = self._link.failed.get(named[1]) if named is not None else None
+        with contextlib.suppress(Problem):  # it is of an attached run, and the executor is shut down
+            return failed.exception() if failed is not None else None
+        return None
 
     def _fetched_value(self) -> Any:
         value = self._value() if isinstance(self._value, weakref.ref) else self._value

@@ -56,6 +56,7 @@ ASK_AGAIN_S = 10.0
 """After this time without news of unfinished calls, the link requests their states."""
 SILENT_S = 30.0
 """After this time without any message from the boss, a warning is logged. Restarts are shorter."""
+FAILED_KEPT = 256
 LOOKED_UP_MOST = 256
 """Values of an attached run that are requested together."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
@@ -109,6 +110,12 @@ class Link:
         self.states: dict[str, int] = {}
         self.waits = ""
         """Why calls wait that are ready, as last reported by the boss; empty if they only wait for their turn."""
+        self._said_waits = ""
+        """The last reason that was logged."""
+        self.failed: dict[str, CallFuture] = {}
+        """The calls that failed last, by id: the causes of the failures of those that depend on them."""
+        self._is_report_due = False
+        """Whether calls ended after the last report of the run's states."""
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, failed: None
         """Called by the link's thread with the numbers of calls that ended, of all, and of those that failed."""
         self._failed = 0
@@ -257,6 +264,20 @@ class Link:
             found += calls
             if not isinstance(answer, CallsEnded) or not answer.more or not calls:
                 return found
+
+    def note_failed(self, future: CallFuture) -> None:
+        """Keep a failed call for the failures of those that depend on it."""
+        self.failed[future.id] = future
+        while len(self.failed) > FAILED_KEPT:
+            del self.failed[next(iter(self.failed))]
+
+    def wait_for_report(self, timeout_s: float = 1.0) -> None:
+        """If all calls have ended: wait for the report of the states that contains this. The boss sends it with the
+        last call."""
+        if threading.current_thread() is self._thread:
+            return
+        with self.condition:
+            self.condition.wait_for(lambda: self.pending or not self._is_report_due or not self.is_open, timeout_s)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until the boss has answered all submitted and cancelled calls, while it sends anything at least every
@@ -462,6 +483,7 @@ class Link:
         match message:
             case CallsEnded(run, calls, request_id):
                 if run == self.run:
+                    self._is_report_due = self._is_report_due or not request_id  # the boss reports both together
                     self._on_calls(calls)
                 self._on_page(message, request_id, calls)
             case RunAccepted(push_id):
@@ -469,7 +491,9 @@ class Link:
             case RunRejected(push_id, problems):
                 self._on_rejected(push_id, problems)
             case RunChanged():
-                self.workers, self.states = message.workers, message.states
+                with self.condition:
+                    self.workers, self.states, self._is_report_due = message.workers, message.states, False
+                    self.condition.notify_all()
                 self._tell_waits(message.held or message.waits)
                 for id in message.running:
                     future = self.pending.get(id)
@@ -488,8 +512,9 @@ class Link:
     def _tell_waits(self, reason: str) -> None:
         """Say once why calls wait although they are ready."""
         reason = as_typed(reason)
-        if reason and reason != self.waits:
+        if reason and reason != self._said_waits:
             log.warning("calls of run %s wait: %s", self.run, reason)
+            self._said_waits = reason
         self.waits = reason
 
     def _on_calls(self, calls: Sequence[CallEnded]) -> None:
@@ -502,6 +527,8 @@ class Link:
                     if future is not None and future.on_ended(call):
                         finished.append(future)
                         self._failed += call.state != TaskState.SUCCEEDED
+                        if call.state == TaskState.FAILED:
+                            self.note_failed(future)
             self.done_count += len(finished)
             if finished:
                 self.condition.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -450,6 +451,36 @@ def test_a_revoked_access_file_fails_the_calls_of_a_program_and_ends_its_wait(
         ClusterExecutor(access)
     with ClusterExecutor(cluster.access) as executor:
         assert executor.attach("revoked").futures()[0].cancel()
+
+
+def test_the_status_counts_all_calls_that_ended(cluster: Cluster) -> None:
+    with ClusterExecutor(cluster.access) as executor:
+        for count in range(40, 401, 40):
+            wait([executor.submit(square, number) for number in range(40)], PATIENCE_S)
+            assert {state: number for state, number in executor.status().items() if number} == {"succeeded": count}
+        executor.submit(square, 1)
+    assert executor.status()["succeeded"] == 401
+
+
+def test_futures_and_executors_are_not_pickled(executor: ClusterExecutor) -> None:
+    future = executor.submit(square, 3)
+    with pytest.raises(TypeError, match="a future is an argument of its executor's calls: elsewhere pass"):
+        pickle.dumps(future)
+    for unpicklable in (executor, executor.options(retries=1)):
+        with pytest.raises(TypeError, match="an executor cannot be pickled: make one where it is used"):
+            pickle.dumps(unpicklable)
+    with pytest.raises(TypeError, match=r"argument 1 .* of square cannot be pickled: an executor cannot be pickled"):
+        executor.submit(square, executor)  # type: ignore[arg-type]
+
+
+def test_a_call_that_depends_on_a_failed_one_names_its_exception_as_the_cause(executor: ClusterExecutor) -> None:
+    first = executor.submit(total, executor.submit(int, "x"))
+    second = executor.submit(total, first)
+    for future in (first, second):
+        error = future.exception(PATIENCE_S)
+        assert isinstance(error, RemoteError)
+        assert re.fullmatch(r"task int-\S+ failed", str(error))
+        assert isinstance(error.__cause__, ValueError)
 
 
 def test_a_key_that_is_submitted_again_before_its_call_ended_gives_the_same_future(executor: ClusterExecutor) -> None:

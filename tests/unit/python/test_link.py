@@ -9,7 +9,7 @@ import pytest
 
 from ecloud.config.secrets import AccessFile
 from ecloud.model.tasks import TaskDefinition
-from ecloud.model.wire import RunAccepted, RunRejected
+from ecloud.model.wire import RunAccepted, RunChanged, RunRejected
 from ecloud.python.future import CallFuture
 from ecloud.python.link import Link
 
@@ -94,3 +94,12 @@ def test_a_silent_boss_and_its_return_are_logged_once(link: Link, caplog: pytest
     link._talk.heard_at, link._talk.broker_trouble = time.monotonic() - 40.0, "no broker listens at localhost:1"
     link._note_silence()
     assert caplog.messages[2].startswith("no broker listens at localhost:1: waiting for it; the calls continue")
+
+
+def test_a_reason_to_wait_is_logged_again_only_if_it_is_another_one(
+    link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    for reason in ("needs 8 gpus", "", "needs 8 gpus", "needs 9 gpus", "needs 9 gpus"):
+        link._hear(RunChanged("run", 1, {"ready": 1}, waits=reason))
+        assert link.waits == reason
+    assert caplog.messages == ["calls of run run wait: needs 8 gpus", "calls of run run wait: needs 9 gpus"]
