@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -43,6 +42,7 @@ from ecloud.model.wire import (
     RunRejected,
     SubmitTasks,
 )
+from ecloud.python.callbacks import Callbacks
 from ecloud.python.future import KEPT_BYTES, CallFuture
 from ecloud.python.payload import RemoteError
 
@@ -60,7 +60,6 @@ FAILED_KEPT = 256
 LOOKED_UP_MOST = 256
 """Values of an attached run that are requested together."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
-_CALLBACKS = "ecloud-callbacks"
 _ENDED = frozenset(state.value for state in ENDED)
 
 
@@ -138,8 +137,7 @@ class Link:
         self._orders: deque[Callable[[], None]] = deque()
         self._cancelled: deque[str] = deque()
         """Ids that the boss is not yet asked to cancel. Other threads append, only the link's thread removes."""
-        self._callbacks = ThreadPoolExecutor(1, thread_name_prefix=_CALLBACKS)
-        """A thread of their own: a callback may wait for an answer, which this link's thread receives."""
+        self._callbacks = Callbacks()
         self._accepted = False
         self._watched_in = 0
         self._asking = ""
@@ -164,6 +162,7 @@ class Link:
                 raise BossAway(self._talk.refusal) if self._talk.refusal else why_away(self._talk, CONNECT_S)
             self._talk.wait(left_s)
         self._thread.start()
+        self._callbacks.start()
 
     @property
     def is_open(self) -> bool:
@@ -214,7 +213,7 @@ class Link:
         """Make a request; its answer, and the calls that it names. Raises `Problem` where it is refused, `PartAway`
         where it is not answered or the executor is shut down."""
         self.require_own_process()
-        if not self._thread.is_alive():
+        if not self.is_open:
             raise self.failure or PartAway("the connection to the cluster was closed by shutdown")
         asked = _Asked(Request(secrets.token_hex(12), verb, arguments), threading.Event(), calls=[])
         self._orders.append(lambda: self._asked.update({asked.request.request_id: asked}))
@@ -301,8 +300,7 @@ class Link:
 
     def close(self) -> None:
         """Send Goodbye and disconnect. Pushed calls continue. If all calls have ended, their callbacks end first."""
-        is_callback = threading.current_thread().name.startswith(_CALLBACKS)
-        self._callbacks.shutdown(wait=not self.pending and not is_callback)
+        self._callbacks.close(wait=not self.pending)
         self._closing = True
         self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -530,15 +528,14 @@ class Link:
                         if call.state == TaskState.FAILED:
                             self.note_failed(future)
             self.done_count += len(finished)
+            left = [future for future in finished if future._callbacks]
+            # Given before any thread can see that the last call has ended and close the link.
+            left = [future for future in left if not self._callbacks.give(future._invoke_callbacks)]
             if finished:
                 self.condition.notify_all()
         self.on_progress(self.done_count, self.done_count + len(self.pending), self._failed)
-        for future in finished:
-            if future._callbacks:
-                try:
-                    self._callbacks.submit(future._invoke_callbacks)
-                except RuntimeError:  # it was shut down
-                    future._invoke_callbacks()
+        for future in left:  # the link is being closed
+            future._invoke_callbacks()
 
     def _on_page(self, message: CallsEnded, request_id: str, calls: Sequence[CallEnded]) -> None:
         asked = self._asked.get(request_id)

@@ -346,3 +346,25 @@ if __name__ == "__main__":
     )
     out, err = program.communicate(timeout=PATIENCE_S)
     assert (program.returncode, out) == (0, "True\n" * 6 + "3\nended 100000\n"), err
+
+
+def test_a_callback_may_wait_for_another_call_at_the_end_of_the_program(tmp_path: Path) -> None:
+    program = start(
+        tmp_path,
+        """
+import time
+from ecloud import ClusterExecutor
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+if __name__ == "__main__":
+    executor = ClusterExecutor(max_workers=2)
+    short, long = executor.submit(nap, 0.5), executor.submit(nap, 1.0)
+    short.add_done_callback(lambda done: print(done.result(), long.result()))
+    executor.shutdown(wait=False)
+""",
+    )
+    out, err = program.communicate(timeout=PATIENCE_S)
+    assert (out, program.returncode) == ("0.5 1.0\n", 0), err
