@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -84,6 +84,8 @@ def monitor(served: Served) -> NoReturn:
     host = socket.gethostname() if served.host in EVERY_ADDRESS else served.host
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if served.tls_cert else 'http'}://{shown}:{port}/" + ("" if password else f"?token={secret.token}")
+    # Python's own handler may raise where the exception is ignored, and Ctrl-C would be lost.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     print(json.dumps({"url": url}) if served.as_json else f"monitor: {url}", flush=True)
     if served.open_browser:
         import webbrowser
@@ -94,14 +96,9 @@ def monitor(served: Served) -> NoReturn:
         limit_concurrency=SLOW_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2,
         proxy_headers=False, ssl_certfile=served.tls_cert or None, ssl_keyfile=served.tls_key or None,
     )  # fmt: skip
-    code = DONE
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    sys.stdout.flush()
+    uvicorn.Server(config).run(sockets=[listener])
     # The questions that are still being answered only read, and may take minutes: Python would wait for them.
-    os._exit(code)
+    os._exit(DONE)
 
 
 def findings() -> list[Finding]:
