@@ -3,7 +3,9 @@ its own. Each ends what it started, by its number."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -59,10 +61,12 @@ def wait_until(condition: Callable[[], _Found], deadline_s: float = DEADLINE_S, 
 
 
 def free_port() -> int:
-    """A loopback port that no process uses now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that no process uses now, below those that the system gives to outgoing connections."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            port = random.SystemRandom().randrange(10_000, 32_000)
+            probe.bind((HOST, port))
+            return port
 
 
 def listens(port: int) -> bool:
