@@ -9,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Tests start Python many hundred times; without kept bytecode each would compile all modules.
 export PYTHONDONTWRITEBYTECODE :=
-SEEDS ?= 200
+SEEDS ?= 500
 MINUTES ?= 60
 SOURCES := boss worker ecloud datastore sim migrations docs bench tests admin.py push_tasks.py settings.example.py
 

@@ -53,8 +53,9 @@ class GrantedAccess:
         )
         with self._lock:
             if time.monotonic() - self._granted_at_s >= RENEWED_AFTER_S:
+                public_key = make_key(key, "ecloud-client")
                 try:
-                    answer = self._ask("open_datastore", public_key=make_key(key, "ecloud-client"))
+                    answer = self._ask("open_datastore", public_key=public_key)
                 except Problem as error:
                     if not certificate.exists():
                         text = f"the boss gives no access to the datastore: {error.text}"
